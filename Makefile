@@ -1,0 +1,49 @@
+# Everything happens in one virtual environment; stamp files in it make a second call do nothing.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test install check lock clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*##/  make \1 -/p' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.base  ## fetch data and model, train, compare, write runs/demo/report.html
+	$(BIN)/reczero train quickstart --out runs/demo
+
+test: $(VENV)/.all  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+install: $(VENV)/.all  ## make the environment with every extra
+
+check: $(VENV)/.all  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lock: $(VENV)/.all  ## write constraints.txt anew from the environment as it is
+	{ echo "# Every version the tests run with; 'make lock' writes this file."; \
+	  $(BIN)/python -m pip freeze --all --exclude pip --exclude wheel --exclude-editable | sed 's/+[a-z0-9.]*$$//' | grep '=='; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:  ## remove the environment, caches and build products (runs/ and the download cache stay)
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON) here; name a Python 3.11 or later: make PYTHON=python3 ..." >&2; exit 2; }
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+# What the demo needs and no more.
+$(VENV)/.base: $(VENV)/.made pyproject.toml constraints.txt
+	@echo "installing reczero and what it needs into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.all: $(VENV)/.base
+	@echo "installing all extras into $(VENV)"
+	$(PIP) --editable '.[all]'
+	@touch $@

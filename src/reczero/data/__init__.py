@@ -1,0 +1,17 @@
+"""Ratings and texts: where they come from, how they are split, and what was known the moment before each of them."""
+
+from .dataset import Dataset, spread
+from .prepare import PrepareSettings, prepare, prepare_source
+from .sources import SOURCES, Raw, Source, find_source
+
+__all__ = [
+    "SOURCES",
+    "Dataset",
+    "PrepareSettings",
+    "Raw",
+    "Source",
+    "find_source",
+    "prepare",
+    "prepare_source",
+    "spread",
+]

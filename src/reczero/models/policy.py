@@ -1,0 +1,102 @@
+"""Loading a policy and its tokenizer, and writing one out. Weights are safetensors only: nothing is unpickled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reczero.errors import UserError
+from reczero.files import atomic_dir, read_json, write_error
+from reczero.models.packaged import PACKAGED, quiet, resolve_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = ("float32", "bfloat16", "float16", "auto")
+ADAPTER = "adapter_config.json"
+
+
+def load_policy(
+    name: str | Path, dtype: str = "float32", attention: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode, on the CPU, and its tokenizer.
+
+    name: what `resolve_model` takes; a folder with a LoRA adapter is loaded with its base model and merged. dtype: one
+    of `DTYPES`. attention: transformers' `attn_implementation`. The tokenizer pads on the left, with the end token
+    where it has no pad token, and has a chat template. Raises UserError.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
+    place = resolve_model(name)
+    if isinstance(place, Path) and (place / ADAPTER).is_file():
+        return _load_adapter(place, dtype, attention)
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with quiet(), _told(name):
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        model, found = AutoModelForCausalLM.from_pretrained(
+            place,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
+        raise UserError(f"model {name}: {len(missing)} weights are missing, {missing[0]} among them; get it anew")
+    if not tokenizer.chat_template:
+        raise UserError(f"model {name}: its tokenizer has no chat template; choose an instruction-tuned model")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def export_model(run_model_dir: Path, out: Path) -> Path:
+    """Write the model of a run to the folder `out` as transformers and vLLM load it; LoRA is merged into its base.
+
+    The weights keep the dtype they were saved in. `out` may be new, empty, or an earlier export. Raises UserError.
+    """
+    if not run_model_dir.is_dir():
+        raise UserError(f"{run_model_dir} is missing: the run has no model yet; let `reczero train` finish first")
+    with atomic_dir(out, ours="config.json") as folder:  # before loading: a place that cannot be had is told at once
+        model, tokenizer = load_policy(run_model_dir, dtype="auto")
+        with quiet():
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+    return out
+
+
+def _load_adapter(folder: Path, dtype: str, attention: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"model {folder}: its {ADAPTER} names no base model")
+    model, tokenizer = load_policy(base, dtype, attention)
+
+    from peft import PeftModel
+
+    with quiet(), _told(folder):
+        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval(), tokenizer
+
+
+@contextmanager
+def _told(name: str | Path) -> Iterator[None]:
+    """What transformers and the hub raise for a model that cannot be had, as one line that says what to do."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if told := write_error(error):  # the hub's cache is on a disk too
+            raise told from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(name, Path) or Path(name).expanduser().is_dir() or name in PACKAGED:
+            raise UserError(f"model {name} cannot be loaded as transformers and safetensors ({reason})") from error
+        raise UserError(
+            f"model {name} cannot be had from the hub: check the name, your access to it and the network, "
+            f"or give a local folder or one of: {', '.join(PACKAGED)} ({reason})"
+        ) from error

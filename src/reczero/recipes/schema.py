@@ -1,0 +1,105 @@
+"""What a recipe may say. Every key has a default, a type and a line of explanation; unknown keys are mistakes."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reczero.data import PrepareSettings
+from reczero.reasoning import RewardName, TemplateSettings
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class DataRecipe(PrepareSettings):
+    dataset: str = Field("ml-100k", description="a source's name (`reczero data list`) or a prepared folder")
+    train_examples: Positive | None = Field(
+        None, description="train on this many rows, spread evenly over the training period; null for all"
+    )
+
+
+class Lora(Section):
+    rank: Positive = 16
+    alpha: Positive = 32
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
+
+
+class ModelRecipe(Section):
+    name: str = Field("smollm2-135m", description="a hub name, a local folder, or smollm2-135m (packaged)")
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    lora: Lora | None = Field(None, description="null trains the weights themselves")
+    train_layers: Positive | None = Field(None, description="train only this many of the uppermost blocks; null for all")
+    gradient_checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ModelRecipe":
+        if self.lora and self.train_layers:
+            raise ValueError("give lora or train_layers, not both")
+        return self
+
+
+class RolloutRecipe(Section):
+    template: TemplateSettings = TemplateSettings()
+    guided: bool = Field(False, description="force the tags, bound the sections, allow only ratings on the scale")
+    group_size: int = Field(8, ge=2, description="answers to each prompt (G)")
+    temperature: float = Field(1.0, gt=0)
+    max_tokens: Positive = Field(1024, description="longest answer; one that is cut off is malformed")
+    engine: Literal["shared-prefix", "vllm"] = Field("shared-prefix", description="vllm needs a GPU, and free answers")
+
+    @model_validator(mode="after")
+    def _room(self) -> "RolloutRecipe":
+        if self.guided and self.engine == "vllm":
+            raise ValueError("guided rollouts need engine: shared-prefix")
+        return self
+
+
+class TrainingRecipe(Section):
+    reward: RewardName = Field("paper", description="see reczero.reasoning.reward")
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field("grpo", description="how tokens are averaged (TRL's names)")
+    learning_rate: float = Field(2e-6, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(1.0, gt=0)
+    groups_per_step: Positive = Field(8, description="prompts an optimizer step learns from, over all processes")
+    groups_per_batch: Positive = Field(1, description="prompts in one forward and backward pass")
+    epochs: float = Field(1.0, gt=0)
+    steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
+    minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
+    kl: float = Field(0.0, ge=0, description="weight of the KL term (beta)")
+    clip: float = Field(0.2, gt=0)
+    advantage_epsilon: float = Field(1e-6, gt=0, description="added to the group's standard deviation")
+    save_steps: Positive = 25
+    seed: int = Field(0, ge=0)
+    report_to: list[Literal["tensorboard", "wandb"]] = []
+
+    @model_validator(mode="after")
+    def _whole(self) -> "TrainingRecipe":
+        if self.groups_per_step % self.groups_per_batch:
+            raise ValueError("groups_per_step must be a multiple of groups_per_batch")
+        return self
+
+
+class EvaluationRecipe(Section):
+    validation_examples: Positive = Field(128, description="rows of the validation period that choose the checkpoint")
+    validation_steps: Positive = Field(20, description="validate every so many steps, and at the end")
+    test_examples: Positive | None = Field(None, description="rows of the test period, spread evenly; null for all")
+    min_user_history: int = Field(0, ge=0, description="only rows whose user has this many earlier ratings")
+    min_item_history: int = Field(0, ge=0, description="only rows whose item has this many earlier ratings")
+    batch_size: Positive = Field(32, description="answers decoded together")
+
+
+class Recipe(Section):
+    """One run. `method: reczero` is pure reinforcement learning (GRPO), without a teacher."""
+
+    method: Literal["reczero"]
+    data: DataRecipe = DataRecipe()  # pyright: ignore[reportCallIssue]
+    model: ModelRecipe = ModelRecipe()
+    rollout: RolloutRecipe = RolloutRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    evaluation: EvaluationRecipe = EvaluationRecipe()

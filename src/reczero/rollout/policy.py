@@ -1,0 +1,118 @@
+"""A language model together with the template it reasons by: contexts in, answers out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import polars as pl
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reczero.errors import UserError
+from reczero.reasoning import Answer, Context, Template, parse
+
+from .decoder import Completion, decode
+from .guidance import Guide
+from .shared_prefix import can_share
+
+PREDICTIONS: dict[str, pl.DataType] = {
+    "example_id": pl.String(),
+    "prediction": pl.Float64(),  # null where the answer is malformed
+    "rating": pl.Float64(),
+    "parsed": pl.Boolean(),
+    "reasoning": pl.Struct({name: pl.String() for name in ("analyze_user", "analyze_item", "match", "think")}),
+    "text": pl.String(),
+    "distribution": pl.List(pl.Float64()),
+    "model": pl.String(),
+    "decoding": pl.String(),
+}
+
+
+@dataclass
+class Policy:
+    """`guided` forces the template's form; `max_tokens` bounds a free answer (a guided one is bounded by the template)."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    guided: bool
+    max_tokens: int
+
+    def __post_init__(self) -> None:
+        if self.guided and not can_share(self.model):
+            kind = self.model.config.model_type
+            raise UserError(f"rollout.guided: {kind} models can't be guided (their attention can't share a prompt); set it to false.")
+
+    @cached_property
+    def guide(self) -> Guide | None:
+        return Guide(self.tokenizer, self.template) if self.guided else None
+
+    @property
+    def longest(self) -> int:
+        """The most tokens an answer can have."""
+        return self.guide.max_tokens if self.guide else self.max_tokens
+
+    def encode(self, messages: list[dict[str, str]]) -> list[int]:
+        """Chat messages -> token ids, up to where the answer begins."""
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+    def read(self, completion: Completion) -> tuple[str, Answer]:
+        """An answer as text, and parsed."""
+        text = self.tokenizer.decode(completion.tokens, skip_special_tokens=True)
+        return text, parse(text, self.template)
+
+    def answer(
+        self, prompts: Sequence[Sequence[int]], answers: int = 1, *, temperature: float = 0.0, seed: int | None = None
+    ) -> list[list[Completion]]:
+        """`answers` completions of each prompt; greedy at temperature 0. The same seed gives the same answers."""
+        device = next(self.model.parameters()).device
+        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+        return decode(
+            self.model,
+            prompts,
+            answers,
+            end=self.tokenizer.eos_token_id,
+            max_tokens=self.longest,
+            guide=self.guide,
+            temperature=temperature,
+            generator=generator,
+        )
+
+    def predict(
+        self,
+        examples: pl.DataFrame,
+        contexts: Sequence[Context],
+        name: str,
+        batch_size: int = 32,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> pl.DataFrame:
+        """Greedy predictions for `examples` (with `example_id` and `rating`), a row each, in their order.
+
+        A malformed answer has a null prediction and `parsed` False; nothing is dropped. `progress` is told how many
+        rows each batch was.
+        """
+        prompts = [self.encode(self.template.messages(context)) for context in contexts]
+        # Prompts of like length together: less padding in the prefill.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        read: dict[int, tuple[str, Answer]] = {}
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            for i, (completion,) in zip(batch, self.answer([prompts[i] for i in batch]), strict=True):
+                read[i] = self.read(completion)
+            progress(len(batch))
+        rows = [read[i] for i in range(len(prompts))]
+        kinds = PREDICTIONS["reasoning"].to_schema()
+        return pl.DataFrame(
+            {
+                "example_id": examples["example_id"],
+                "prediction": [answer.rating for _, answer in rows],
+                "rating": examples["rating"],
+                "parsed": [answer.well_formed for _, answer in rows],
+                "reasoning": [{key: answer.texts.get(key) for key in kinds} for _, answer in rows],
+                "text": [text for text, _ in rows],
+                "distribution": [None] * len(rows),
+                "model": [name] * len(rows),
+                "decoding": ["greedy, guided" if self.guided else "greedy"] * len(rows),
+            },
+            schema=PREDICTIONS,
+        )

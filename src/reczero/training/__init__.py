@@ -1,0 +1,1 @@
+"""The stages that make a policy: GRPO on TRL, with validation, checkpoints and resume."""

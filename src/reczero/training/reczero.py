@@ -1,0 +1,257 @@
+"""`method: reczero`: data, policy, untrained predictions, GRPO with validation, predictions of the best checkpoint."""
+
+import hashlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from datasets import Dataset as Rows
+from peft import LoraConfig
+from transformers import PreTrainedModel
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import GRPOConfig
+
+from reczero.data import Dataset, PrepareSettings, prepare_source, spread
+from reczero.errors import UserError
+from reczero.evaluation import metrics
+from reczero.files import atomic_dir, atomic_file, cache_dir
+from reczero.models import load_policy
+from reczero.reasoning import Context, Scale, Template, parse, score
+from reczero.recipes import Recipe
+from reczero.rollout import Policy
+
+from .callbacks import Journal, Watch, write_completions
+from .grpo import SharedPrefixGRPOTrainer
+from .run import Run
+
+Report = Callable[[dict[str, Any]], None]
+
+
+class Part(NamedTuple):
+    """Rows to train, validate or test on, with their contexts."""
+
+    examples: pl.DataFrame
+    contexts: list[Context]
+
+
+def prepared(recipe: Recipe) -> Dataset:
+    """The recipe's data set: a prepared folder as it is, or a source, prepared once in the cache for these settings."""
+    name = recipe.data.dataset
+    if (Path(name) / "dataset.json").is_file():
+        return Dataset.open(Path(name))
+    settings = PrepareSettings(**{key: getattr(recipe.data, key) for key in PrepareSettings.model_fields})
+    mark = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
+    return prepare_source(name, cache_dir() / "prepared" / f"{Path(name).name}-{mark}", settings)
+
+
+def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
+    """The rows of the three splits that the recipe asks for, each spread evenly over its period."""
+    e = recipe.evaluation
+    counts = {"train": recipe.data.train_examples, "validation": e.validation_examples, "test": e.test_examples}
+    enough = (pl.col("user_count") >= e.min_user_history) & (pl.col("item_count") >= e.min_item_history)
+    parts = {}
+    for split, count in counts.items():
+        rows = data.examples(split).filter(enough)  # pyright: ignore[reportArgumentType]
+        if rows.is_empty():
+            raise UserError(f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history.")
+        rows = rows if count is None else spread(rows, count)
+        parts[split] = Part(rows, data.contexts(rows))
+    return parts
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool, say: Callable[[str], None], report: Report) -> Run:
+    """Runs the recipe into folder `out`. Raises UserError; whatever was finished before a kill is not done again.
+
+    say: told each stage in words. report: told every line of metrics.jsonl, and {"predicted", "of", "what"} meanwhile.
+    """
+    run = Run.open(out, recipe, resume)
+    if run.finished:
+        say(f"{out}: this run is finished; reusing it")
+        return run
+    data = prepared(recipe)
+    run.save(data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict())
+    parts = select(recipe, data)
+    say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
+    policy = load(recipe, data.scale)
+    size = sum(p.numel() for p in policy.model.parameters())
+    say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
+    _write_test_examples(run, policy, parts["test"])
+
+    _predict(run, policy, parts["test"], "untrained", recipe, say, report)
+    if not (run.path / "model").is_dir() or "grpo" not in run.info.get("seconds", {}):
+        _grpo(run, policy, parts, recipe, say, report)
+    best = load(recipe, data.scale, run.path / "model")
+    _predict(run, best, parts["test"], recipe.method, recipe, say, report)
+    run.save(finished=True)
+    return run
+
+
+def load(recipe: Recipe, scale: Scale, model: Path | str | None = None) -> Policy:
+    """The recipe's policy (or the one in folder `model`), on the GPU if there is one."""
+    loaded, tokenizer = load_policy(model or recipe.model.name, dtype=recipe.model.dtype)
+    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    r = recipe.rollout
+    return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens)
+
+
+def freeze_below(model: PreTrainedModel, layers: int) -> None:
+    """Leaves only the uppermost `layers` blocks and the final norm to train."""
+    model.requires_grad_(False)
+    decoder = model.get_decoder()
+    for block in decoder.layers[-layers:]:
+        block.requires_grad_(True)
+    decoder.norm.requires_grad_(True)
+
+
+def _write_test_examples(run: Run, policy: Policy, test: Part) -> None:
+    """What the report shows of each test row; the prompt is the exact text that the model sees."""
+    prompts = [policy.tokenizer.decode(policy.encode(policy.template.messages(c))) for c in test.contexts]
+    columns = ("example_id", "user_id", "item_id", "rating", "timestamp", "user_avg", "item_avg", "user_count", "item_count")
+    table = test.examples.select(columns).with_columns(
+        title=pl.Series([c.item.title for c in test.contexts]), prompt=pl.Series(prompts)
+    )
+    with atomic_file(run.path / "test_examples.parquet") as path:
+        table.write_parquet(path)
+
+
+def _predict(run: Run, policy: Policy, part: Part, name: str, recipe: Recipe, say, report: Report) -> None:
+    path = run.predictions(name)
+    if path.is_file():
+        return
+    say(f"predicting {part.examples.height:,} test rows, {name}")
+    began, done = time.perf_counter(), 0
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        report({"what": f"predict {name}", "predicted": done, "of": part.examples.height})
+
+    table = policy.predict(part.examples, part.contexts, name, recipe.evaluation.batch_size, progress)
+    with atomic_file(path) as file:
+        table.write_parquet(file)
+    run.done(f"predict_{name}", time.perf_counter() - began)
+
+
+def _grpo(run: Run, policy: Policy, parts: dict[str, Part], recipe: Recipe, say, report: Report) -> None:
+    t, r = recipe.training, recipe.rollout
+    journal = Journal(run.path / "metrics.jsonl")
+    checkpoint = run.last_checkpoint()
+    journal.forget_after(run.step_of(checkpoint) if checkpoint else -1)
+    say(f"training: GRPO, {t.groups_per_step} groups of {r.group_size} a step" + (f", from {checkpoint.name}" if checkpoint else ""))
+
+    fallback = float(np.median(parts["train"].examples["rating"]))  # as the comparison scores failures
+
+    def validate() -> dict[str, float]:
+        part = parts["validation"]
+        table = policy.predict(part.examples, part.contexts, "validation", recipe.evaluation.batch_size)
+        truth = table["rating"].to_numpy()
+        given = table["prediction"].cast(pl.Float64).fill_null(math.nan).to_numpy()
+        scored = metrics.answered(given, fallback)
+        return {
+            "mae": metrics.mae(truth, scored),
+            "rmse": metrics.rmse(truth, scored),
+            "parse_rate": metrics.parse_rate(given),
+            "mode_share": metrics.mode_share(given),
+        }
+
+    def keep(step: int, validation: dict[str, float]) -> None:
+        with atomic_dir(run.path / "model") as folder:
+            policy.model.save_pretrained(folder)
+            policy.tokenizer.save_pretrained(folder)
+        run.save(best_step=step, best_validation=validation)
+
+    watch = Watch(journal, validate, keep, report, recipe.evaluation.validation_steps, t.minutes)
+    if recipe.model.train_layers:
+        freeze_below(policy.model, recipe.model.train_layers)
+    trainer = build_trainer(policy, parts["train"], recipe, run.path)
+    trainer.add_callback(watch)
+    watch.skipped_groups = trainer.take_skipped_groups
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    run.done("grpo", watch.spent)
+
+
+def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> SharedPrefixGRPOTrainer:
+    """TRL's trainer, ours subclassed, as the recipe says."""
+    t, r, m = recipe.training, recipe.rollout, recipe.model
+    messages = [policy.template.messages(context) for context in part.contexts]
+    rows = Rows.from_dict(
+        {"prompt": messages, "rating": part.examples["rating"], "example_id": part.examples["example_id"]}
+    )
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    if t.groups_per_step % (t.groups_per_batch * processes):
+        raise UserError(
+            f"training.groups_per_step: {t.groups_per_step} is not a multiple of groups_per_batch x processes "
+            f"({t.groups_per_batch} x {processes})."
+        )
+    config = GRPOConfig(
+        output_dir=str(folder / "checkpoints"),
+        per_device_train_batch_size=r.group_size * t.groups_per_batch,
+        gradient_accumulation_steps=t.groups_per_step // (t.groups_per_batch * processes),
+        num_generations=r.group_size,
+        max_completion_length=policy.longest,
+        temperature=r.temperature,
+        beta=t.kl,
+        epsilon=t.clip,
+        loss_type=t.loss,
+        learning_rate=t.learning_rate,
+        lr_scheduler_type=t.schedule,
+        warmup_steps=t.warmup_steps,
+        weight_decay=t.weight_decay,
+        adam_beta1=t.adam_betas[0],
+        adam_beta2=t.adam_betas[1],
+        max_grad_norm=t.max_grad_norm,
+        num_train_epochs=t.epochs,
+        max_steps=t.steps or -1,
+        seed=t.seed,
+        logging_steps=1,
+        save_steps=t.save_steps,
+        report_to=list(t.report_to) or "none",
+        bf16=m.dtype == "bfloat16",
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=m.gradient_checkpointing,
+        use_vllm=r.engine == "vllm",
+        vllm_mode="colocate",
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+    )
+    trainer: SharedPrefixGRPOTrainer
+
+    def reward(completions: Sequence[list[dict[str, str]]], rating: Sequence[float], example_id, log_metric, **_) -> list[float]:
+        texts = [messages[0]["content"] for messages in completions]
+        answers = [parse(text, policy.template) for text in texts]
+        rewards = [score(answer, truth, policy.template, t.reward) for answer, truth in zip(answers, rating, strict=True)]
+        errors = [reward.abs_error for reward in rewards if reward.abs_error is not None]
+        if errors:
+            log_metric("rating_abs_error", sum(errors) / len(errors))
+        log_metric("well_formed", len(errors) / len(rewards))
+        step = trainer.state.global_step + 1
+        table = {"step": [step] * len(texts), "example_id": example_id, "rating": list(rating)}
+        table |= {"prediction": [a.rating for a in answers], "reward": [x.total for x in rewards], "text": texts}
+        write_completions(folder / "completions", step, pl.DataFrame(table, schema_overrides={"prediction": pl.Float64}))
+        return [reward.total for reward in rewards]
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+        trainer = SharedPrefixGRPOTrainer(
+            policy=policy,
+            advantage_epsilon=t.advantage_epsilon,
+            args=config,
+            reward_funcs=reward,
+            train_dataset=rows,
+            processing_class=policy.tokenizer,
+            peft_config=LoraConfig(
+                r=m.lora.rank, lora_alpha=m.lora.alpha, lora_dropout=m.lora.dropout, target_modules=m.lora.targets,
+                task_type="CAUSAL_LM",
+            )
+            if m.lora
+            else None,
+        )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    return trainer

@@ -1,0 +1,73 @@
+"""A run folder: what was asked, what was made of it, and what a second call may reuse."""
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from reczero import __version__
+from reczero.errors import UserError
+from reczero.files import atomic_file, read_json, write_json
+from reczero.recipes import Recipe, to_yaml
+
+_LIBRARIES = ("torch", "transformers", "trl", "peft", "llguidance", "polars")
+
+
+class Run:
+    """`runs/NAME/`. `info` is run.json: versions, data, seconds of every stage, and what is done.
+
+    A stage is done once; a killed run begins again at the stage it was in (GRPO: at its last checkpoint).
+    """
+
+    def __init__(self, path: Path, info: dict[str, Any]):
+        self.path, self.info = path, info
+
+    @classmethod
+    def open(cls, path: Path, recipe: Recipe, resume: bool) -> "Run":
+        """A new run, or, with `resume`, one of the same recipe as it was left. Raises UserError for any other folder."""
+        text = to_yaml(recipe)
+        if (path / "run.json").is_file():
+            if (path / "recipe.yaml").read_text("utf-8") != text:
+                raise UserError(f"{path}: holds a run of another recipe; choose another --out or remove the folder.")
+            if not resume:
+                raise UserError(f"{path}: holds a run already; --resume goes on with it, or choose another --out.")
+            return cls(path, read_json(path / "run.json"))
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path}: is not empty and not a run; choose another --out.")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be made ({error.strerror}); choose another --out.") from error
+        with atomic_file(path / "recipe.yaml") as file:
+            file.write_text(text, "utf-8")
+        run = cls(path, {"versions": {"reczero": __version__, "python": platform.python_version()}})
+        run.info["versions"] |= {name: version(name) for name in _LIBRARIES}
+        run.info["recipe_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+        run.save()
+        return run
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.info.get("finished"))
+
+    def save(self, **changes: Any) -> None:
+        """Writes run.json, with `changes`."""
+        self.info |= changes
+        write_json(self.path / "run.json", self.info)
+
+    def done(self, stage: str, seconds: float) -> None:
+        self.save(seconds=self.info.get("seconds", {}) | {stage: round(seconds, 1)})
+
+    def predictions(self, name: str) -> Path:
+        return self.path / "predictions" / f"{name}.parquet"
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint: an unfinished one has another name."""
+        found = [p for p in (self.path / "checkpoints").glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+        return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
+
+    @staticmethod
+    def step_of(checkpoint: Path) -> int:
+        return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["global_step"]
