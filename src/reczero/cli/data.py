@@ -22,16 +22,12 @@ def list_sources() -> None:
 
     Example: reczero data list
     """
-    from rich.console import Console
-    from rich.table import Table
-
     from reczero.data import SOURCES
 
-    table = Table("name", "what", "size", "scale", "licence", "how to get it")
     for source in SOURCES.values():
-        scale = f"{source.scale.min:g}-{source.scale.max:g} by {source.scale.step:g}"
-        table.add_row(source.name, source.title, source.size, scale, source.licence, source.how_to_get)
-    Console().print(table)
+        typer.echo(f"{source.name}: {source.title}; {source.size}")
+        typer.echo(f"  scale    {source.scale.min:g}-{source.scale.max:g} by {source.scale.step:g}")
+        typer.echo(f"  licence  {source.licence}\n  get it   {source.how_to_get}")
 
 
 @app.command()

@@ -141,7 +141,7 @@ def _print(facts: dict[str, Any]) -> None:
         table.add_row(f"[bold]{name}[/bold]", escape(value))
 
     for name, version in facts["versions"].items():
-        row(name, version or "not installed")
+        row(name, version or "-")
     row("executable", sys.executable)
     row("system", f"{machine['system']}, {machine['cores']} cores, torch uses {torch['threads'] or 'none'}")
     row("memory", f"{machine['memory']} GiB, {machine['memory_free']} free")
