@@ -76,7 +76,9 @@ def test_rewards_by_hand(name, rating, truth, scale, total):
     assert reward.abs_error == (None if rating is None else abs(rating - truth))
 
 
-pieces = st.lists(st.one_of(st.sampled_from([*TAGS, "<think>", "</think>", "4", "3.5", "\0", "\n", "Assistant:"]), st.text()))
+pieces = st.lists(
+    st.one_of(st.sampled_from([*TAGS, "<think>", "</think>", "4", "3.5", "\0", "\n", "Assistant:"]), st.text())
+)
 
 
 @given(pieces.map("".join), st.sampled_from(VARIANTS), st.sampled_from(SCALES), st.data())
@@ -94,7 +96,9 @@ def test_never_raises_and_never_rewards_what_is_malformed(text, variant, scale, 
         assert all(math.isfinite(r.total) and r.form > 0 for r in rewards.values())
 
 
-inside = st.text(st.characters(exclude_characters="<>", exclude_categories=["C"]), min_size=1).filter(lambda t: t.strip())
+inside = st.text(st.characters(exclude_characters="<>", exclude_categories=["C"]), min_size=1).filter(
+    lambda t: t.strip()
+)
 
 
 @given(st.sampled_from(VARIANTS), st.sampled_from(SCALES), st.data())

@@ -57,7 +57,9 @@ def test_hostile_text_adds_no_special_token(tiny_model_dir, text):
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
-    ids = tokenizer.apply_chat_template(Template().messages(context(text)), add_generation_prompt=True, return_dict=False)
+    ids = tokenizer.apply_chat_template(
+        Template().messages(context(text)), add_generation_prompt=True, return_dict=False
+    )
     special = [i for i in ids if i in tokenizer.all_special_ids]
     assert tokenizer.decode(special) == "<|im_start|><|im_end|>" * 2 + "<|im_start|>"
 

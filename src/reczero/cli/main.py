@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from reczero import __version__
-from reczero.cli import compare, data, doctor, export, report
+from reczero.cli import compare, data, doctor, export, report, train
 from reczero.errors import UserError
 from reczero.files import write_error
 
@@ -41,6 +41,7 @@ def _options(
 
 app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.command()(train.train)
 app.command()(compare.compare)
 app.command()(report.report)
 app.command()(export.export)
@@ -71,7 +72,7 @@ def run(arguments: Sequence[str]) -> int:
         told = _told(error)
         if told is None:
             raise
-        print("error:", " ".join(told.split()), file=sys.stderr)
+        print("error:", told, file=sys.stderr)
         return 2
 
 

@@ -1,6 +1,6 @@
 """Ratings and texts: where they come from, how they are split, and what was known the moment before each of them."""
 
-from .dataset import Dataset, spread
+from .dataset import Dataset, Split, spread
 from .prepare import PrepareSettings, prepare, prepare_source
 from .sources import SOURCES, Raw, Source, find_source
 
@@ -10,6 +10,7 @@ __all__ = [
     "PrepareSettings",
     "Raw",
     "Source",
+    "Split",
     "find_source",
     "prepare",
     "prepare_source",

@@ -8,6 +8,19 @@ from .scale import Scale
 from .template import Section, Template, TemplateSettings
 
 __all__ = [
-    "Answer", "Context", "HistoryEntry", "Item", "Opinion", "Reward", "RewardName", "Scale", "Section", "Template",
-    "TemplateSettings", "neutralise", "parse", "score", "score_text",
+    "Answer",
+    "Context",
+    "HistoryEntry",
+    "Item",
+    "Opinion",
+    "Reward",
+    "RewardName",
+    "Scale",
+    "Section",
+    "Template",
+    "TemplateSettings",
+    "neutralise",
+    "parse",
+    "score",
+    "score_text",
 ]

@@ -12,7 +12,7 @@ _SPACE = re.compile(r"\s+")
 def neutralise(text: str | None, limit: int) -> str:
     """`text` as one line of at most `limit` characters that holds no markup, control or direction marks.
 
-    Never raises. Compatibility forms are folded first (NFKC), so that a full-width `＜rate＞` can't be folded into a tag
+    Never raises. Compatibility forms are folded first (NFKC), so that a full-width `＜rate＞` can't become a tag
     later, by a tokenizer's normaliser.
     """
     if not text or limit <= 0:

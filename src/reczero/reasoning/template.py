@@ -16,9 +16,10 @@ Field = Literal["categories", "creator", "price", "description", "summary", "rev
 FIELDS: tuple[Field, ...] = ("categories", "creator", "price", "summary", "description", "review")
 
 
-# Regular expressions of the grammar: a character of a section, and one that begins it (so that no section is blank).
-_LINE = r"[^<>\x00-\x1f\x7f-\x9f]"
-_VISIBLE = r"[^<>\s\x00-\x1f\x7f-\x9f]"
+# Regular expressions of the grammar: a section begins like text does, so that it is neither blank nor starts with
+# punctuation that a tokenizer would glue to the tag; it stays on one line and holds no tag.
+_FIRST = r"[\p{L}\p{N}\[\"']"
+_REST = r"[^<>\x00-\x1f\x7f-\x9f]"
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,13 @@ class Template:
     def grammar(self) -> str:
         """The answers that guided decoding may write, as a Lark grammar in llguidance's dialect.
 
-        Tags are literals. A section is one line of 1 to `section_tokens` tokens without angle brackets that starts with
-        a visible character. The rating is one of the scale's grid, so guided answers always parse.
+        Tags are literals. A section is one line of at most `section_tokens` tokens, without angle brackets. The
+        rating is one of the scale's grid, so guided answers always parse.
         """
         rules, parts, gap = [], [], ""
         for i, section in enumerate(self.thinking):
             parts += [f'"{gap}{section.open}"', f"text{i}", f'"{section.close}"']
-            rules.append(f"text{i}[max_tokens={self.settings.section_tokens}]: /{_VISIBLE}{_LINE}*/")
+            rules.append(f"text{i}[max_tokens={self.settings.section_tokens}]: /{_FIRST}{_REST}*/")
             gap = "\\n"
         numbers = " | ".join(f'"{Scale.text(value)}"' for value in self.scale.grid())
         parts += [f'"{gap}{self.rate.open}"', "number", f'"{self.rate.close}"']
@@ -190,9 +191,7 @@ class Template:
         )
         return " | ".join([neutralise(item.title, s.title_chars) or "(untitled)", *words])
 
-    def _texts(
-        self, candidates: list[tuple[Field, str | None, int]], fields: tuple[Field, ...] = FIELDS
-    ) -> list[str]:
+    def _texts(self, candidates: list[tuple[Field, str | None, int]], fields: tuple[Field, ...] = FIELDS) -> list[str]:
         """Those of `candidates` (field, text, limit) that the settings show and that are not empty; categories bare."""
         texts = []
         for name, text, limit in candidates:

@@ -32,7 +32,9 @@ class ModelRecipe(Section):
     name: str = Field("smollm2-135m", description="a hub name, a local folder, or smollm2-135m (packaged)")
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     lora: Lora | None = Field(None, description="null trains the weights themselves")
-    train_layers: Positive | None = Field(None, description="train only this many of the uppermost blocks; null for all")
+    train_layers: Positive | None = Field(
+        None, description="train only this many of the uppermost blocks; null for all"
+    )
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
@@ -59,7 +61,9 @@ class RolloutRecipe(Section):
 
 class TrainingRecipe(Section):
     reward: RewardName = Field("paper", description="see reczero.reasoning.reward")
-    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field("grpo", description="how tokens are averaged (TRL's names)")
+    loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
+        "grpo", description="how tokens are averaged (TRL's names)"
+    )
     learning_rate: float = Field(2e-6, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
@@ -103,3 +107,12 @@ class Recipe(Section):
     rollout: RolloutRecipe = RolloutRecipe()
     training: TrainingRecipe = TrainingRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @model_validator(mode="after")
+    def _shown_is_kept(self) -> "Recipe":
+        for key in ("history", "opinions"):
+            if (shown := getattr(self.rollout.template, key)) > self.data.history:
+                raise ValueError(
+                    f"rollout.template.{key} {shown} shows more than data.history {self.data.history} keeps"
+                )
+        return self

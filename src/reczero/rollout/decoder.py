@@ -69,19 +69,30 @@ def decode(
 
 
 def _prefill(model, prompts: Sequence[Sequence[int]], memory: Memory, device: torch.device) -> Tensor:
-    """Computes the prompts, fills `memory`; logits (prompts, vocabulary) of what comes after each."""
+    """Computes the prompts, what they all begin with only once; logits (prompts, vocabulary) of what comes next."""
     longest = max(len(p) for p in prompts)
     ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
     for i, prompt in enumerate(prompts):
         ids[i, : len(prompt)] = torch.as_tensor(prompt, device=device)
-    positions = torch.arange(longest, device=device)[None].expand(len(prompts), -1)
-    last = memory.lengths - 1
+    shared = 0
+    if len(prompts) > 1:
+        differs = (ids != ids[0]).any(0).nonzero()
+        shortest = min(len(p) for p in prompts) - 1  # every prompt keeps a token of its own, to predict from
+        shared = min(int(differs[0]) if len(differs) else shortest, shortest)
+    positions = torch.arange(longest, device=device)[None]
+    call = {"use_cache": False, "return_dict": True}
+    if shared:
+        model(
+            input_ids=ids[:1, :shared], position_ids=positions[:, :shared], logits_to_keep=1,
+            layout=Prefill(memory), **call,
+        )  # fmt: skip
     # Only the last real position of each prompt needs the vocabulary: as many positions as there are distinct lengths.
-    kept, where = last.unique(return_inverse=True)
-    out = model(
-        input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=kept, layout=Prefill(memory)
-    ).logits
-    return out[torch.arange(len(prompts), device=device), where].float()
+    kept, where = (memory.lengths - 1 - shared).unique(return_inverse=True)
+    logits = model(
+        input_ids=ids[:, shared:], position_ids=positions[:, shared:].expand(len(prompts), -1), logits_to_keep=kept,
+        layout=Prefill(memory, shared), **call,
+    ).logits  # fmt: skip
+    return logits[torch.arange(len(prompts), device=device), where].float()
 
 
 def _advance(logits, active, completions, paths, end, max_tokens, temperature, generator):
@@ -139,7 +150,10 @@ def _sample(scores: Tensor, temperature: float, generator) -> tuple[list[int], l
 
 def _feed(model, memory, completions, active, fed, device) -> Tensor:
     """Runs the newest `fed[j]` tokens of each active answer j; logits (active, vocabulary) of what comes next."""
-    row, slot, column, ids = [], [], [], []
+    row: list[int] = []
+    slot: list[int] = []
+    column: list[int] = []
+    ids: list[int] = []
     for i, new in zip(active, fed, strict=True):
         tokens = completions[i].tokens
         row += [i] * new
@@ -150,10 +164,14 @@ def _feed(model, memory, completions, active, fed, device) -> Tensor:
     positions = memory.lengths.repeat_interleave(memory.answers)[row_t] + slot_t
     last = torch.tensor(fed, device=device).cumsum(0) - 1
     step = Step(memory, row_t, slot_t, column_t, max(fed))
-    return model(
-        input_ids=torch.tensor([ids], device=device),
-        position_ids=positions[None],
-        use_cache=False,
-        logits_to_keep=last,
-        layout=step,
-    ).logits[0].float()
+    return (
+        model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=last,
+            layout=step,
+        )
+        .logits[0]
+        .float()
+    )

@@ -75,6 +75,6 @@ class Path:
 
 
 def widen(allowed: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
-    """bool (n, vocabulary of the tokenizer) -> bool (n, vocabulary of the model): padding rows of the head are never allowed."""
+    """bool (n, tokenizer's vocabulary) -> bool (n, model's vocabulary): padding rows of the head are never allowed."""
     mask = torch.from_numpy(allowed).to(device)
     return torch.nn.functional.pad(mask, (0, vocabulary - mask.shape[1])) if mask.shape[1] < vocabulary else mask

@@ -15,12 +15,13 @@ from .decoder import Completion, decode
 from .guidance import Guide
 from .shared_prefix import can_share
 
+REASONING = ("analyze_user", "analyze_item", "match", "think")  # the sections of all variants
 PREDICTIONS: dict[str, pl.DataType] = {
     "example_id": pl.String(),
     "prediction": pl.Float64(),  # null where the answer is malformed
     "rating": pl.Float64(),
     "parsed": pl.Boolean(),
-    "reasoning": pl.Struct({name: pl.String() for name in ("analyze_user", "analyze_item", "match", "think")}),
+    "reasoning": pl.Struct({name: pl.String() for name in REASONING}),
     "text": pl.String(),
     "distribution": pl.List(pl.Float64()),
     "model": pl.String(),
@@ -30,7 +31,7 @@ PREDICTIONS: dict[str, pl.DataType] = {
 
 @dataclass
 class Policy:
-    """`guided` forces the template's form; `max_tokens` bounds a free answer (a guided one is bounded by the template)."""
+    """`guided` forces the template's form; `max_tokens` bounds a free answer (the template bounds a guided one)."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -41,7 +42,9 @@ class Policy:
     def __post_init__(self) -> None:
         if self.guided and not can_share(self.model):
             kind = self.model.config.model_type
-            raise UserError(f"rollout.guided: {kind} models can't be guided (their attention can't share a prompt); set it to false.")
+            raise UserError(
+                f"rollout.guided: {kind} models can't be guided (their attention can't share a prompt); set it false."
+            )
 
     @cached_property
     def guide(self) -> Guide | None:
@@ -101,14 +104,13 @@ class Policy:
                 read[i] = self.read(completion)
             progress(len(batch))
         rows = [read[i] for i in range(len(prompts))]
-        kinds = PREDICTIONS["reasoning"].to_schema()
         return pl.DataFrame(
             {
                 "example_id": examples["example_id"],
                 "prediction": [answer.rating for _, answer in rows],
                 "rating": examples["rating"],
                 "parsed": [answer.well_formed for _, answer in rows],
-                "reasoning": [{key: answer.texts.get(key) for key in kinds} for _, answer in rows],
+                "reasoning": [{key: answer.texts.get(key) for key in REASONING} for _, answer in rows],
                 "text": [text for text, _ in rows],
                 "distribution": [None] * len(rows),
                 "model": [name] * len(rows),

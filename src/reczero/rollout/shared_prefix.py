@@ -50,11 +50,8 @@ def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
-    """(B, H, T, D) x (B, K, T, D) -> (B, H, T, D), causal, with an optional sliding window."""
-    length, mask = query.shape[2], None
-    if window is not None and window < length:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
+    """(B, H, T, D) x (B, K, S, D) -> (B, H, T, D); the bool mask (T, S) says what is seen, None is plain causal."""
     return F.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
     )
@@ -62,7 +59,7 @@ def _causal(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: i
 
 @dataclass
 class PackedGroup:
-    """The packed row of one group: a prompt of `prompt` tokens, then `answers` answers padded to `length` tokens each."""
+    """The packed row of one group: a prompt of `prompt` tokens, then `answers` answers of `length` tokens (padded)."""
 
     prompt: int
     answers: int
@@ -88,14 +85,16 @@ class PackedGroup:
         def unpack(x: Tensor) -> Tensor:  # (1, heads, N, D) -> (answers, heads, length, D)
             return x[0, :, cut:].unflatten(1, (count, length)).transpose(0, 1)
 
-        prompt = _causal(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], scaling, window)
-        answers = F.scaled_dot_product_attention(
+        within = None
+        if window is not None and window < cut:
+            within = torch.ones(cut, cut, dtype=torch.bool, device=query.device).tril().triu(1 - window)
+        prompt = _attention(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], scaling, within)
+        answers = _attention(
             unpack(query),
             torch.cat([key[:, :, :cut].expand(count, -1, -1, -1), unpack(key)], 2),
             torch.cat([value[:, :, :cut].expand(count, -1, -1, -1), unpack(value)], 2),
-            attn_mask=self._mask(window, query.device),
-            scale=scaling,
-            enable_gqa=True,
+            scaling,
+            self._mask(window, query.device),
         )
         return torch.cat([prompt[0], answers.transpose(0, 1).flatten(1, 2)], 1).transpose(0, 1)[None]
 
@@ -113,16 +112,31 @@ class Memory:
 
 @dataclass
 class Prefill:
-    """The prompts, padded on the right (which a causal mask hides); their keys and values go to `memory`."""
+    """The prompts, padded on the right (which a causal mask hides); their keys and values go to `memory`.
+
+    What they all begin with is computed once, in a first pass of one row; `shared` is its length in the second pass,
+    which brings the rest of every prompt.
+    """
 
     memory: Memory
+    shared: int = 0
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def _mask(self, window: int | None, length: int, device: torch.device) -> Tensor:
+        """bool (length, shared + length)."""
+        if window not in self._masks:
+            mask = torch.ones(length, self.shared + length, dtype=torch.bool, device=device).tril(self.shared)
+            self._masks[window] = mask if window is None else mask.triu(self.shared + 1 - window)
+        return self._masks[window]
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> Tensor:
+        if self.shared:
+            before = (x.expand(len(key), -1, -1, -1) for x in self.memory.prompt[layer])
+            key, value = (torch.cat([x, y], 2) for x, y in zip(before, (key, value), strict=True))
         self.memory.prompt[layer] = (key, value)
-        rows, heads, _, size = key.shape
-        shape = (rows * self.memory.answers, heads, self.memory.capacity, size)
-        self.memory.own[layer] = (key.new_zeros(shape), value.new_zeros(shape))
-        return _causal(query, key, value, scaling, window).transpose(1, 2)
+        plain = not self.shared and window is None
+        mask = None if plain else self._mask(window, query.shape[2], query.device)
+        return _attention(query, key, value, scaling, mask).transpose(1, 2)
 
 
 @dataclass
@@ -161,6 +175,9 @@ class Step:
         """The scores against the prompts are one product a prompt: its keys are read once for all its answers."""
         memory, width = self.memory, self.width
         prompt_key, prompt_value = memory.prompt[layer]
+        if layer not in memory.own:
+            shape = (len(prompt_key) * memory.answers, key.shape[1], memory.capacity, key.shape[3])
+            memory.own[layer] = (key.new_zeros(shape), value.new_zeros(shape))
         own_key, own_value = memory.own[layer]
         own_key[self.row, :, self.slot] = key[0].transpose(0, 1)
         own_value[self.row, :, self.slot] = value[0].transpose(0, 1)
@@ -173,8 +190,10 @@ class Step:
         padded[self.row, self.column] = query[0].transpose(0, 1)
         # (rows, width, H, D) -> (prompts, K, per · width · repeat, D), and back for what hangs on the last axis
         folded = padded.view(prompts, per * width, heads, repeat, size).transpose(1, 2).flatten(2, 3)
-        by_row = folded.reshape(prompts, heads, per, width * repeat, size).transpose(1, 2).reshape(
-            rows, heads, width * repeat, size
+        by_row = (
+            folded.reshape(prompts, heads, per, width * repeat, size)
+            .transpose(1, 2)
+            .reshape(rows, heads, width * repeat, size)
         )
 
         def to_rows(x: Tensor) -> Tensor:  # (prompts, K, per · width · repeat, X) -> (rows, K, width · repeat, X)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,8 +76,6 @@ class Watch(TrainerCallback):
         self._mark = 0.0
 
     def on_train_begin(self, args, state, control, **_):
-        if state.global_step == 0:
-            self._validate(0)
         self._mark = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **_):
@@ -107,7 +106,24 @@ class Watch(TrainerCallback):
         self.report(line)
 
 
-def write_completions(folder: Path, step: int, rows: pl.DataFrame) -> None:
-    """The answers of one step, as `completions/000012.parquet`: a resumed run writes the same files again."""
-    with atomic_file(folder / f"{step:06d}.parquet") as path:
-        rows.write_parquet(path)
+class Samples:
+    """The answers sampled in training: a part a step while it runs, `completions.parquet` when it is done.
+
+    A resumed run writes the same parts again.
+    """
+
+    def __init__(self, run: Path):
+        self.folder, self.table = run / "completions", run / "completions.parquet"
+
+    def write(self, step: int, rows: pl.DataFrame) -> None:
+        self.folder.mkdir(exist_ok=True)
+        with atomic_file(self.folder / f"{step:06d}.parquet") as path:
+            rows.write_parquet(path)
+
+    def finish(self, last_step: int) -> None:
+        """Joins the parts of all steps up to `last_step` into one table."""
+        parts = [part for part in sorted(self.folder.glob("*.parquet")) if int(part.stem) <= last_step]
+        if parts:
+            with atomic_file(self.table) as path:
+                pl.concat([pl.read_parquet(part) for part in parts]).write_parquet(path)
+            shutil.rmtree(self.folder)

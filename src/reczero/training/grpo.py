@@ -25,7 +25,7 @@ from reczero.rollout.shared_prefix import PackedGroup, can_share, shared_prefix_
 
 
 def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor:
-    """(B,) rewards, groups of `group_size` in a row -> (B,): (R − mean) / (std + epsilon), std with Bessel's correction."""
+    """(B,) rewards, `group_size` rows a group -> (B,): (R − mean) / (std + epsilon), std with Bessel's correction."""
     groups = rewards.view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, keepdim=True) + epsilon)).flatten()
@@ -40,6 +40,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self.skipped_groups = 0
         self._staging: str | None = None
         self._rewards: Tensor | None = None
+        self._buffered_inputs: list | None = None
         args = kwargs["args"]
         self._shares = can_share(policy.model)
         own = self._shares and not args.use_vllm
@@ -182,7 +183,9 @@ def _rollout(prompts: list, trainer: SharedPrefixGRPOTrainer) -> dict[str, list]
     ids = [policy.encode(prompt) for prompt in prompts[::group]]
     # A seed of the step and the process alone: a resumed run draws what an uninterrupted one would have drawn.
     seed = hash((trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index)) % 2**63
-    completions = [c for answers in policy.answer(ids, group, temperature=trainer.temperature, seed=seed) for c in answers]
+    completions = [
+        c for answers in policy.answer(ids, group, temperature=trainer.temperature, seed=seed) for c in answers
+    ]
     return {
         "prompt_ids": [i for i in ids for _ in range(group)],
         "completion_ids": [c.tokens for c in completions],

@@ -17,19 +17,22 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
-from reczero.data import Dataset, PrepareSettings, prepare_source, spread
+from reczero.data import Dataset, PrepareSettings, Split, prepare_source, spread
 from reczero.errors import UserError
 from reczero.evaluation import metrics
+from reczero.evaluation.compare import finish_comparison
+from reczero.evaluation.report import write_report
 from reczero.files import atomic_dir, atomic_file, cache_dir
 from reczero.models import load_policy
 from reczero.reasoning import Context, Scale, Template, parse, score
 from reczero.recipes import Recipe
 from reczero.rollout import Policy
 
-from .callbacks import Journal, Watch, write_completions
+from .callbacks import Journal, Samples, Watch
 from .grpo import SharedPrefixGRPOTrainer
 from .run import Run
 
+Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -53,19 +56,25 @@ def prepared(recipe: Recipe) -> Dataset:
 def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
     """The rows of the three splits that the recipe asks for, each spread evenly over its period."""
     e = recipe.evaluation
-    counts = {"train": recipe.data.train_examples, "validation": e.validation_examples, "test": e.test_examples}
+    counts: dict[Split, int | None] = {
+        "train": recipe.data.train_examples,
+        "validation": e.validation_examples,
+        "test": e.test_examples,
+    }
     enough = (pl.col("user_count") >= e.min_user_history) & (pl.col("item_count") >= e.min_item_history)
-    parts = {}
+    parts: dict[str, Part] = {}
     for split, count in counts.items():
-        rows = data.examples(split).filter(enough)  # pyright: ignore[reportArgumentType]
+        rows = data.examples(split).filter(enough)
         if rows.is_empty():
-            raise UserError(f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history.")
+            raise UserError(
+                f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history."
+            )
         rows = rows if count is None else spread(rows, count)
         parts[split] = Part(rows, data.contexts(rows))
     return parts
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool, say: Callable[[str], None], report: Report) -> Run:
+def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) -> Run:
     """Runs the recipe into folder `out`. Raises UserError; whatever was finished before a kill is not done again.
 
     say: told each stage in words. report: told every line of metrics.jsonl, and {"predicted", "of", "what"} meanwhile.
@@ -85,10 +94,12 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Callable[[str], None]
 
     _predict(run, policy, parts["test"], "untrained", recipe, say, report)
     if not (run.path / "model").is_dir() or "grpo" not in run.info.get("seconds", {}):
-        _grpo(run, policy, parts, recipe, say, report)
+        _grpo(run, policy, data, parts, recipe, say, report)
     best = load(recipe, data.scale, run.path / "model")
     _predict(run, best, parts["test"], recipe.method, recipe, say, report)
+    finish_comparison(out, data.examples("train", cold_start=None), data.scale)
     run.save(finished=True)
+    write_report(out)
     return run
 
 
@@ -112,7 +123,17 @@ def freeze_below(model: PreTrainedModel, layers: int) -> None:
 def _write_test_examples(run: Run, policy: Policy, test: Part) -> None:
     """What the report shows of each test row; the prompt is the exact text that the model sees."""
     prompts = [policy.tokenizer.decode(policy.encode(policy.template.messages(c))) for c in test.contexts]
-    columns = ("example_id", "user_id", "item_id", "rating", "timestamp", "user_avg", "item_avg", "user_count", "item_count")
+    columns = (
+        "example_id",
+        "user_id",
+        "item_id",
+        "rating",
+        "timestamp",
+        "user_avg",
+        "item_avg",
+        "user_count",
+        "item_count",
+    )
     table = test.examples.select(columns).with_columns(
         title=pl.Series([c.item.title for c in test.contexts]), prompt=pl.Series(prompts)
     )
@@ -120,7 +141,7 @@ def _write_test_examples(run: Run, policy: Policy, test: Part) -> None:
         table.write_parquet(path)
 
 
-def _predict(run: Run, policy: Policy, part: Part, name: str, recipe: Recipe, say, report: Report) -> None:
+def _predict(run: Run, policy: Policy, part: Part, name: str, recipe: Recipe, say: Say, report: Report) -> None:
     path = run.predictions(name)
     if path.is_file():
         return
@@ -138,14 +159,19 @@ def _predict(run: Run, policy: Policy, part: Part, name: str, recipe: Recipe, sa
     run.done(f"predict_{name}", time.perf_counter() - began)
 
 
-def _grpo(run: Run, policy: Policy, parts: dict[str, Part], recipe: Recipe, say, report: Report) -> None:
+def _grpo(
+    run: Run, policy: Policy, data: Dataset, parts: dict[str, Part], recipe: Recipe, say: Say, report: Report
+) -> None:
     t, r = recipe.training, recipe.rollout
     journal = Journal(run.path / "metrics.jsonl")
     checkpoint = run.last_checkpoint()
     journal.forget_after(run.step_of(checkpoint) if checkpoint else -1)
-    say(f"training: GRPO, {t.groups_per_step} groups of {r.group_size} a step" + (f", from {checkpoint.name}" if checkpoint else ""))
+    say(
+        f"training: GRPO, {t.groups_per_step} groups of {r.group_size} a step"
+        + (f", from {checkpoint.name}" if checkpoint else "")
+    )
 
-    fallback = float(np.median(parts["train"].examples["rating"]))  # as the comparison scores failures
+    fallback = float(np.median(data.examples("train", cold_start=None)["rating"]))  # as the comparison scores failures
 
     def validate() -> dict[str, float]:
         part = parts["validation"]
@@ -173,6 +199,7 @@ def _grpo(run: Run, policy: Policy, parts: dict[str, Part], recipe: Recipe, say,
     trainer.add_callback(watch)
     watch.skipped_groups = trainer.take_skipped_groups
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    Samples(run.path).finish(trainer.state.global_step)
     run.done("grpo", watch.spent)
 
 
@@ -220,12 +247,17 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
         dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
     )
+    samples = Samples(folder)
     trainer: SharedPrefixGRPOTrainer
 
-    def reward(completions: Sequence[list[dict[str, str]]], rating: Sequence[float], example_id, log_metric, **_) -> list[float]:
+    def reward(
+        completions: Sequence[list[dict[str, str]]], rating: Sequence[float], example_id, log_metric, **_
+    ) -> list[float]:
         texts = [messages[0]["content"] for messages in completions]
         answers = [parse(text, policy.template) for text in texts]
-        rewards = [score(answer, truth, policy.template, t.reward) for answer, truth in zip(answers, rating, strict=True)]
+        rewards = [
+            score(answer, truth, policy.template, t.reward) for answer, truth in zip(answers, rating, strict=True)
+        ]
         errors = [reward.abs_error for reward in rewards if reward.abs_error is not None]
         if errors:
             log_metric("rating_abs_error", sum(errors) / len(errors))
@@ -233,7 +265,7 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
         step = trainer.state.global_step + 1
         table = {"step": [step] * len(texts), "example_id": example_id, "rating": list(rating)}
         table |= {"prediction": [a.rating for a in answers], "reward": [x.total for x in rewards], "text": texts}
-        write_completions(folder / "completions", step, pl.DataFrame(table, schema_overrides={"prediction": pl.Float64}))
+        samples.write(step, pl.DataFrame(table, schema_overrides={"prediction": pl.Float64}))
         return [reward.total for reward in rewards]
 
     with warnings.catch_warnings():

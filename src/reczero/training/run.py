@@ -26,7 +26,7 @@ class Run:
 
     @classmethod
     def open(cls, path: Path, recipe: Recipe, resume: bool) -> "Run":
-        """A new run, or, with `resume`, one of the same recipe as it was left. Raises UserError for any other folder."""
+        """A new run, or, with `resume`, one of the same recipe as it was left. UserError for any other folder."""
         text = to_yaml(recipe)
         if (path / "run.json").is_file():
             if (path / "recipe.yaml").read_text("utf-8") != text:

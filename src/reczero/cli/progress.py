@@ -1,0 +1,70 @@
+"""How far a long command is: a bar with the time left on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+
+PLAIN_SECONDS = 15  # between two plain lines about predictions; training steps get a line each
+
+
+class Progress:
+    """Told in the terms of `reczero.training.reczero.train`. Everything goes to stderr: stdout is for results."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr, soft_wrap=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bars = Bars(*columns, console=self._console, transient=True) if self._console.is_terminal else None
+        self._task: Any = None
+        self._what = ""
+        self._began = time.perf_counter()
+        self._said = 0.0
+
+    def __enter__(self) -> "Progress":
+        if self._bars:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def say(self, text: str) -> None:
+        self._console.print(f"[{self._elapsed()}] {text}", markup=False)
+
+    def report(self, line: dict[str, Any]) -> None:
+        """A line of metrics.jsonl, or how many rows were predicted."""
+        if "predicted" in line:
+            self._move(line["what"], line["predicted"], line["of"])
+            now = time.perf_counter()
+            if not self._bars and (now - self._said >= PLAIN_SECONDS or line["predicted"] == line["of"]):
+                self._said = now
+                self.say(f"{line['what']}: {line['predicted']} of {line['of']}")
+        elif "validation_mae" in line:
+            self.say(
+                f"step {line['step']}: validation MAE {line['validation_mae']:.3f}, "
+                f"RMSE {line['validation_rmse']:.3f}, "
+                f"{line['validation_parse_rate']:.0%} parsed, most frequent rating {line['validation_mode_share']:.0%}"
+            )
+        else:
+            error = f", |error| {line['rating_abs_error']:.2f}" if "rating_abs_error" in line else ""
+            self.say(
+                f"step {line['step']} of {line['steps']}: reward {line['reward']:.3f}{error}, {line['seconds']:.0f} s"
+            )
+            self._move("training", line["step"], line["steps"])
+
+    def _move(self, what: str, done: int, total: int) -> None:
+        if not self._bars:
+            return
+        if what != self._what:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
+            self._task, self._what = self._bars.add_task(what, total=total), what
+        self._bars.update(self._task, completed=done)
+
+    def _elapsed(self) -> str:
+        minutes, seconds = divmod(int(time.perf_counter() - self._began), 60)
+        return f"{minutes:02d}:{seconds:02d}"

@@ -1,0 +1,67 @@
+"""`reczero train`: a recipe in, a trained policy, a comparison and a report out."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from reczero.recipes import Recipe
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe (`quickstart`).", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, as many as you like.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/RECIPE")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in that folder, or use it as it is if it is finished.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
+) -> None:
+    """Train a policy by a recipe, compare it with the untrained one and with baselines, and write a report.
+
+    Example: reczero train quickstart training.seed=1 --out runs/seed1
+    """
+    from reczero.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    folder = out or Path("runs") / Path(recipe).stem
+    if dry_run:
+        _plan(loaded, folder)
+        return
+
+    from reczero.cli.progress import Progress
+    from reczero.evaluation.compare import compare_run, print_comparison
+    from reczero.training.reczero import train as run_recipe
+
+    with Progress() as progress:
+        run_recipe(loaded, folder, resume=resume, say=progress.say, report=progress.report)
+    print_comparison(compare_run(folder))
+    typer.echo(f"report: {folder / 'report.html'}")
+
+
+def _plan(recipe: "Recipe", folder: Path) -> None:
+    """What the recipe comes to. Reads no data and loads no model, so it runs anywhere."""
+    from reczero.recipes import to_yaml
+
+    typer.echo(to_yaml(recipe))
+    t, r, e = recipe.training, recipe.rollout, recipe.evaluation
+    rows = recipe.data.train_examples
+    steps: Any = t.steps or (int(rows * t.epochs / t.groups_per_step) if rows else "one epoch of")
+    answers = t.groups_per_step * r.group_size
+    lines = [
+        f"method      {recipe.method}: GRPO, reward {t.reward}, {'guided' if r.guided else 'free'} ({r.engine})",
+        f"data        {recipe.data.dataset}, {f'{rows:,}' if rows else 'all'} training rows",
+        f"policy      {recipe.model.name}, {recipe.model.dtype}, {_what_learns(recipe)}",
+        f"training    {steps} steps of {t.groups_per_step} prompts x {r.group_size} answers = {answers} answers a step",
+        f"validation  {e.validation_examples} rows every {e.validation_steps} steps; the best checkpoint is kept",
+        f"test        {e.test_examples or 'all'} rows, untrained and trained",
+        f"output      {folder}/",
+    ]
+    typer.echo("\n".join(lines))
+
+
+def _what_learns(recipe: "Recipe") -> str:
+    if recipe.model.lora:
+        return f"LoRA of rank {recipe.model.lora.rank}"
+    return f"upper {recipe.model.train_layers} blocks" if recipe.model.train_layers else "all weights"

@@ -1,0 +1,93 @@
+"""Every shipped recipe loads; mistakes are told all at once, with the key, the value and what is allowed."""
+
+import pytest
+
+from reczero.errors import UserError
+from reczero.recipes import Recipe, load_recipe, shipped, to_yaml
+
+NAMES = list(shipped())
+
+
+def test_the_promised_recipes_are_shipped():
+    assert {"quickstart", "reczero-7b", "reczero-1gpu"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_recipes_load_say_how_they_run_and_survive_writing_out(name, tmp_path):
+    recipe = load_recipe(name)
+    assert f"reczero train {name}" in shipped()[name]
+    (tmp_path / "again.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+
+
+@pytest.mark.parametrize("name", ["reczero-7b", "reczero-1gpu"])
+def test_paper_defaults(name):
+    recipe = load_recipe(name)
+    assert (recipe.rollout.group_size, recipe.rollout.temperature, recipe.training.kl) == (8, 1.0, 0.0)
+    assert recipe.training.advantage_epsilon == 1e-6 and recipe.training.reward == "paper"
+    assert recipe.training.groups_per_step == 8 and recipe.data.train_examples == 2400 and not recipe.rollout.guided
+
+
+def test_all_mistakes_are_reported_together(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "method: reczero\nmodle: 1\n"
+        "training: {learning_rate: -1, lr: 3, loss: foo}\n"
+        "rollout: {template: {variant: thnk, historie: 1}, guided: maybe}\n"
+        "data: {train: 0.5}\n"
+    )
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, ["evaluation.batch_size=none", "nonsense"])
+    text = str(caught.value)
+    for part in (
+        "modle: unknown key (value 1); did you mean model?",
+        "training.learning_rate: -1 is not allowed",
+        "training.lr: unknown key (value 3)",
+        "training.loss: 'foo' is not allowed; input should be 'grpo'",
+        "rollout.template.variant: 'thnk' is not allowed; input should be 'think', 'single' or 'direct'",
+        "rollout.template.historie: unknown key (value 1); did you mean history?",
+        "rollout.guided: 'maybe' is not allowed",
+        "evaluation.batch_size: 'none' is not allowed",
+        "nonsense: an override is written key.sub=value",
+        "data: train, validation and test must sum to 1",
+    ):
+        assert part in text, text
+    assert "9 mistakes" in text or "10 mistakes" in text
+
+
+def test_overrides_reach_any_value():
+    overrides = ["training.learning_rate=3e-6", "rollout.template.variant=direct"]
+    recipe = load_recipe("quickstart", [*overrides, "model.lora.rank=4", "model.train_layers=null"])
+    assert recipe.training.learning_rate == 3e-6 and recipe.rollout.template.variant == "direct"
+    assert recipe.model.lora is not None and recipe.model.lora.rank == 4 and recipe.model.train_layers is None
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"a: [", "not YAML"),
+        (b"- 1", "not a recipe"),
+        (b"", "not a recipe"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"data: {}", "method: is missing"),
+        (b"method: reczero\nmodel: 3", "model"),
+        (b"method: magic", "method: 'magic' is not allowed"),
+        (b"method: reczero\ndata: {history: 3, min_context: 9}", "min_context 9"),
+        (b"method: reczero\ndata: {history: 3}\nrollout: {template: {history: 9}}", "rollout.template.history"),
+    ],
+)
+def test_files_that_are_no_recipe_are_told_in_words(tmp_path, content, told):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="r.yaml") as caught:
+        load_recipe(path)
+    assert told in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(UserError, match="quickstart"):
+        load_recipe("quickstrat")
+
+
+def test_every_key_has_its_place_in_the_schema():
+    assert set(Recipe.model_fields) == {"method", "data", "model", "rollout", "training", "evaluation"}
