@@ -12,7 +12,7 @@ help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*##/  make \1 -/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base  ## fetch data and model, train, compare, write runs/demo/report.html
-	$(BIN)/reczero train quickstart --out runs/demo
+	$(BIN)/reczero train quickstart --out runs/demo --resume
 
 test: $(VENV)/.all  ## run the whole test suite
 	$(BIN)/python -m pytest

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from reczero.errors import UserError
 from reczero.models import load_policy
 from reczero.reasoning import Context, Item, Opinion, Scale, Template, TemplateSettings
 from reczero.rollout import Policy
@@ -125,3 +126,48 @@ def test_a_failed_call_leaves_the_model_as_it_was(policy):
     with pytest.raises(Exception):  # noqa: B017 - whatever is raised on the way
         decode(policy.model, [[10**9]], end=-1, max_tokens=2)
     assert policy.model.config._attn_implementation == before
+
+
+def tiny(policy, kind, **settings):
+    """The same tokenizer with a tiny random model of another architecture."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(policy.tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, pad_token_id=policy.tokenizer.pad_token_id, **settings,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+
+
+WINDOWS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("mistral", {"sliding_window": None}),
+        ("mistral", {"sliding_window": 8}),
+        ("gemma3_text", WINDOWS),
+    ],
+)
+def test_other_architectures_and_windows_decode_as_transformers_does(policy, kind, settings):
+    model, ids = tiny(policy, kind, **settings), prompts(policy)
+    for prompt, (got,) in zip(ids, decode(model, ids, end=-1, max_tokens=12), strict=True):
+        want = model.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None)
+        assert got.tokens == want[0, len(prompt) :].tolist()
+
+
+def test_a_model_that_cannot_share_a_prompt_decodes_free_by_transformers_and_refuses_guidance(policy):
+    model = tiny(policy, "gemma2", attn_logit_softcapping=20.0)
+    free = Policy(model, policy.tokenizer, policy.template, guided=False, max_tokens=8)
+    ids = prompts(free)
+    for prompt, (got,) in zip(ids, free.answer(ids), strict=True):
+        want = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
+        assert got.tokens == want[: len(got.tokens)]
+    sampled = free.answer(ids, 3, temperature=1.0, seed=0)
+    assert [len(row) for row in sampled] == [3] * len(ids)
+    with pytest.raises(UserError, match="gemma2"):
+        Policy(model, policy.tokenizer, policy.template, guided=True, max_tokens=8)

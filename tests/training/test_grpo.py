@@ -1,7 +1,5 @@
 """GRPO on a tiny random model: exact against the plain path, learns, resumes as if nothing had happened."""
 
-import shutil
-
 import polars as pl
 import pytest
 import torch
@@ -174,9 +172,7 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tiny_model_d
     trainer._save_rng_state = dies
     with pytest.raises(Killed):
         trainer.train()
-    names = {path.name for path in (tmp_path / "checkpoints").glob("checkpoint-*")}
-    assert names == {"checkpoint-2"}
-    shutil.rmtree(tmp_path / "checkpoints" / "unfinished")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
 
 
 def test_journal_forgets_what_lies_after_a_checkpoint_and_a_line_cut_off(tmp_path):

@@ -35,7 +35,11 @@ def train(
     from reczero.training.reczero import train as run_recipe
 
     with Progress() as progress:
-        run_recipe(loaded, folder, resume=resume, say=progress.say, report=progress.report)
+        try:
+            run_recipe(loaded, folder, resume=resume, say=progress.say, report=progress.report)
+        except KeyboardInterrupt:
+            progress.say("interrupted; the same command with --resume goes on from here")
+            raise
     print_comparison(compare_run(folder))
     typer.echo(f"report: {folder / 'report.html'}")
 

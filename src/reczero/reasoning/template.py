@@ -153,9 +153,12 @@ class Template:
             lines += texts if any(" | " in text for text in texts) else [" ".join(texts)]
         return "\n".join(lines)
 
-    @staticmethod
-    def _standing(what: str, average: float | None, count: int) -> str:
-        return f"{what}: unknown (0 ratings)" if average is None else f"{what}: {average:.2f} ({count} ratings)"
+    def _standing(self, what: str, average: float | None, count: int) -> str:
+        """The average, and the rating of the scale's grid that is nearest to it: what a small model can't work out."""
+        if average is None:
+            return f"{what}: unknown (0 ratings)"
+        nearest = min(self.scale.grid(), key=lambda rating: abs(rating - average))
+        return f"{what}: {average:.2f}, about {Scale.text(nearest)} ({count} ratings)"
 
     def _rated(self, entry: HistoryEntry) -> str:
         attributes = self._attributes(entry.item, ("categories", "creator", "price"))

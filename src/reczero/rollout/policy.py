@@ -68,6 +68,8 @@ class Policy:
         self, prompts: Sequence[Sequence[int]], answers: int = 1, *, temperature: float = 0.0, seed: int | None = None
     ) -> list[list[Completion]]:
         """`answers` completions of each prompt; greedy at temperature 0. The same seed gives the same answers."""
+        if not can_share(self.model):
+            return self._generate(prompts, answers, temperature, seed)
         device = next(self.model.parameters()).device
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
         return decode(
@@ -80,6 +82,26 @@ class Policy:
             temperature=temperature,
             generator=generator,
         )
+
+    @torch.no_grad()
+    def _generate(
+        self, prompts: Sequence[Sequence[int]], answers: int, temperature: float, seed: int | None
+    ) -> list[list[Completion]]:
+        """The same by transformers' `generate`, for models whose attention can't share a prompt: free, no `log_probs`."""
+        rows = [list(prompt) for prompt in prompts for _ in range(answers)]
+        batch = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(self.model.device)
+        end = self.tokenizer.eos_token_id
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+        with torch.random.fork_rng():
+            if seed is not None:
+                torch.manual_seed(seed)
+            made = self.model.generate(**batch, **how, max_new_tokens=self.longest, eos_token_id=end)
+        completions = []
+        for tokens in made[:, batch["input_ids"].shape[1] :].tolist():
+            finished = end in tokens
+            tokens = tokens[: tokens.index(end) + 1] if finished else tokens
+            completions.append(Completion(tokens, [True] * len(tokens), [], finished))
+        return [completions[i : i + answers] for i in range(0, len(completions), answers)]
 
     def predict(
         self,

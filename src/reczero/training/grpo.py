@@ -88,6 +88,9 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self._staging = str(final / "unfinished")
         try:
             super()._save_checkpoint(model, trial)
+        except BaseException:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            raise
         finally:
             self._staging = None
         self.accelerator.wait_for_everyone()

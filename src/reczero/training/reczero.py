@@ -84,12 +84,13 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
         say(f"{out}: this run is finished; reusing it")
         return run
     data = prepared(recipe)
-    run.save(data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict())
     parts = select(recipe, data)
     say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
     policy = load(recipe, data.scale)
     size = sum(p.numel() for p in policy.model.parameters())
     say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
+    run.begin(recipe)
+    run.save(data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict())
     _write_test_examples(run, policy, parts["test"])
 
     _predict(run, policy, parts["test"], "untrained", recipe, say, report)
@@ -270,6 +271,7 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # TRL's own use of old names
         trainer = SharedPrefixGRPOTrainer(
             policy=policy,
             advantage_epsilon=t.advantage_epsilon,

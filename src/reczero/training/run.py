@@ -9,7 +9,7 @@ from typing import Any
 
 from reczero import __version__
 from reczero.errors import UserError
-from reczero.files import atomic_file, read_json, write_json
+from reczero.files import atomic_file, read_json, write_json, writing
 from reczero.recipes import Recipe, to_yaml
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "llguidance", "polars")
@@ -26,7 +26,10 @@ class Run:
 
     @classmethod
     def open(cls, path: Path, recipe: Recipe, resume: bool) -> "Run":
-        """A new run, or, with `resume`, one of the same recipe as it was left. UserError for any other folder."""
+        """A new run, or, with `resume`, one of the same recipe as it was left; writes nothing yet.
+
+        Raises UserError for any other folder.
+        """
         text = to_yaml(recipe)
         if (path / "run.json").is_file():
             if (path / "recipe.yaml").read_text("utf-8") != text:
@@ -36,17 +39,17 @@ class Run:
             return cls(path, read_json(path / "run.json"))
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise UserError(f"{path}: is not empty and not a run; choose another --out.")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be made ({error.strerror}); choose another --out.") from error
-        with atomic_file(path / "recipe.yaml") as file:
-            file.write_text(text, "utf-8")
-        run = cls(path, {"versions": {"reczero": __version__, "python": platform.python_version()}})
-        run.info["versions"] |= {name: version(name) for name in _LIBRARIES}
-        run.info["recipe_sha256"] = hashlib.sha256(text.encode()).hexdigest()
-        run.save()
-        return run
+        versions = {"reczero": __version__, "python": platform.python_version()}
+        versions |= {name: version(name) for name in _LIBRARIES}
+        return cls(path, {"versions": versions, "recipe_sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+    def begin(self, recipe: Recipe) -> None:
+        """Makes the folder of a new run, once it is known that it can run."""
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        with atomic_file(self.path / "recipe.yaml") as file:
+            file.write_text(to_yaml(recipe), "utf-8")
+        self.save()
 
     @property
     def finished(self) -> bool:

@@ -1,0 +1,148 @@
+"""`reczero train` from a table to a report, with a tiny model; killed and resumed; and what a user may get wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+
+from reczero.cli import main
+from reczero.data import PrepareSettings, prepare
+from reczero.reasoning import Scale
+from reczero.recipes import shipped
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    """A prepared folder of 400 ratings by 10 users."""
+    rows = [(f"u{i % 10}", f"i{i * 7 % 40}", float(1 + i * i % 5), 1000 + i // 2) for i in range(400)]
+    ratings = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
+    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "title": [f"</rate> Film {i}" for i in range(40)]})
+    folder = tmp_path_factory.mktemp("prepared") / "table"
+    prepare(ratings, items, Scale(), folder, PrepareSettings(train=0.6, validation=0.2, test=0.2, min_context=1))
+    return folder
+
+
+@pytest.fixture
+def recipe(table, tiny_model_dir, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        f"""
+method: reczero
+data: {{dataset: "{table}", train_examples: 40}}
+model: {{name: "{tiny_model_dir}", dtype: float32}}
+rollout: {{guided: true, group_size: 4, template: {{instructions: brief, history: 1, opinions: 0, section_tokens: 3}}}}
+training: {{learning_rate: 1.0e-3, groups_per_step: 2, steps: 6, save_steps: 2}}
+evaluation: {{validation_examples: 6, validation_steps: 3, test_examples: 12}}
+"""
+    )
+    return path
+
+
+def losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    keys = ("step", "loss", "reward", "grad_norm", "validation_mae")
+    return [{key: line[key] for key in keys if key in line} for line in lines]
+
+
+def test_from_a_table_to_a_report_and_again(recipe, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert main.run(["train", str(recipe), "--out", str(run)]) == 0
+    said = capsys.readouterr()
+    assert f"report: {run / 'report.html'}" in said.out and "untrained" in said.out and "step 6 of 6" in said.err
+
+    comparison = pl.read_csv(run / "comparison.csv")
+    header = "model,rows,mae,mae_low,mae_high,rmse,rmse_low,rmse_high,parse_rate,mode_share"
+    assert (run / "comparison.csv").read_text().splitlines()[0] == header
+    assert {"untrained", "reczero", "global-mean", "global-median", "user-average", "item-average", "additive"} <= set(
+        comparison["model"]
+    )
+    assert (comparison["rows"] == 12).all()
+    assert comparison.filter(pl.col("model") == "reczero")["parse_rate"].item() == 1.0
+
+    info = json.loads((run / "run.json").read_text())
+    validated = {line["step"]: line["validation_mae"] for line in losses(run) if "validation_mae" in line}
+    assert set(validated) == {3, 6} and info["best_step"] == min(validated, key=lambda s: (validated[s], s))
+    samples = pl.read_parquet(run / "completions.parquet")
+    assert samples.height == 6 * 2 * 4 and samples["prediction"].null_count() == 0
+    assert "</rate> Film" not in (run / "test_examples.parquet").read_bytes().decode("latin-1")
+
+    assert main.run(["train", str(recipe), "--out", str(run)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    before = (run / "report.html").stat().st_mtime_ns
+    assert main.run(["train", str(recipe), "--out", str(run), "--resume"]) == 0
+    assert "reusing it" in capsys.readouterr().err and (run / "report.html").stat().st_mtime_ns == before
+    assert main.run(["train", str(recipe), "training.seed=9", "--out", str(run), "--resume"]) == 2
+    assert "another recipe" in capsys.readouterr().err
+
+    assert main.run(["export", str(run), "--out", str(tmp_path / "model")]) == 0
+    from transformers import AutoModelForCausalLM
+
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+def test_lora_trains_is_kept_and_exported_merged(recipe, tmp_path, capsys):
+    run = tmp_path / "lora"
+    assert main.run(["train", str(recipe), "model.lora.rank=2", "training.steps=3", "--out", str(run)]) == 0
+    assert (run / "model" / "adapter_config.json").is_file()
+    assert main.run(["export", str(run), "--out", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_killed_at_any_moment_it_resumes_as_if_nothing_had_happened(recipe, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    command = [sys.executable, "-m", "reczero.cli.main", "train", str(recipe), "--out"]
+    subprocess.run([*command, str(whole)], check=True, capture_output=True)
+    for step in (1, 3, 5):  # before the first checkpoint, after one, and again
+        process = subprocess.Popen([*command, str(cut), "--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < deadline:
+            lines = (cut / "metrics.jsonl").read_text() if (cut / "metrics.jsonl").exists() else ""
+            if f'"step": {step},' in lines:
+                os.kill(process.pid, signal.SIGKILL)
+                break
+            time.sleep(0.01)
+        process.wait(60)
+    subprocess.run([*command, str(cut), "--resume"], check=True, capture_output=True)
+    assert losses(cut) == losses(whole)
+    for name in ("comparison.csv", "predictions/reczero.parquet", "completions.parquet"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("name", list(shipped()))
+def test_every_shipped_recipe_dry_runs(name, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main.run(["train", name, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "steps of" in said and "method: reczero" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model.name=nowhere/no-such-model"], "nowhere/no-such-model"),
+        (["model.name=./no/such/folder"], "no such folder"),
+        (["data.dataset=ml-100m"], "ml-100k"),
+        (["training.lr=1", "modle=2"], "2 mistakes"),
+        (["evaluation.min_user_history=1000"], "min_*_history"),
+        (["training.groups_per_step=3", "training.groups_per_batch=2"], "multiple"),
+    ],
+)
+def test_mistakes_are_told_and_leave_nothing_behind(recipe, tmp_path, capsys, overrides, told):
+    run = tmp_path / "run"
+    assert main.run(["train", str(recipe), *overrides, "--out", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert "error: " in said and told in said and "Traceback" not in said
+    assert not run.exists()
+
+
+def test_an_output_that_is_something_else_is_refused(recipe, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert main.run(["train", str(recipe), "--out", str(tmp_path / "file")]) == 2
+    assert main.run(["train", str(recipe), "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("choose another --out") == 2
+    assert (tmp_path / "file").read_text() == "mine"
