@@ -98,7 +98,9 @@ def test_killed_at_any_moment_it_resumes_as_if_nothing_had_happened(recipe, tmp_
     command = [sys.executable, "-m", "reczero.cli.main", "train", str(recipe), "--out"]
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
     for step in (1, 3, 5):  # before the first checkpoint, after one, and again
-        process = subprocess.Popen([*command, str(cut), "--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [*command, str(cut), "--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             lines = (cut / "metrics.jsonl").read_text() if (cut / "metrics.jsonl").exists() else ""

@@ -23,7 +23,7 @@ from reczero.evaluation import metrics
 from reczero.evaluation.compare import finish_comparison
 from reczero.evaluation.report import write_report
 from reczero.files import atomic_dir, atomic_file, cache_dir
-from reczero.models import load_policy
+from reczero.models import load_policy, quiet
 from reczero.reasoning import Context, Scale, Template, parse, score
 from reczero.recipes import Recipe
 from reczero.rollout import Policy
@@ -94,8 +94,12 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
     _write_test_examples(run, policy, parts["test"])
 
     _predict(run, policy, parts["test"], "untrained", recipe, say, report)
-    if not (run.path / "model").is_dir() or "grpo" not in run.info.get("seconds", {}):
-        _grpo(run, policy, data, parts, recipe, say, report)
+    if "grpo" not in run.info.get("seconds", {}):
+        # TRL and transformers remark on each other's old names, and draw a bar for every file they write.
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+            _grpo(run, policy, data, parts, recipe, say, report)
     best = load(recipe, data.scale, run.path / "model")
     _predict(run, best, parts["test"], recipe.method, recipe, say, report)
     finish_comparison(out, data.examples("train", cold_start=None), data.scale)
@@ -269,23 +273,20 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
         samples.write(step, pl.DataFrame(table, schema_overrides={"prediction": pl.Float64}))
         return [reward.total for reward in rewards]
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # TRL's own use of old names
-        trainer = SharedPrefixGRPOTrainer(
-            policy=policy,
-            advantage_epsilon=t.advantage_epsilon,
-            args=config,
-            reward_funcs=reward,
-            train_dataset=rows,
-            processing_class=policy.tokenizer,
-            peft_config=LoraConfig(
-                r=m.lora.rank, lora_alpha=m.lora.alpha, lora_dropout=m.lora.dropout, target_modules=m.lora.targets,
-                task_type="CAUSAL_LM",
-            )
-            if m.lora
-            else None,
-        )  # fmt: skip
+    trainer = SharedPrefixGRPOTrainer(
+        policy=policy,
+        advantage_epsilon=t.advantage_epsilon,
+        args=config,
+        reward_funcs=reward,
+        train_dataset=rows,
+        processing_class=policy.tokenizer,
+        peft_config=LoraConfig(
+            r=m.lora.rank, lora_alpha=m.lora.alpha, lora_dropout=m.lora.dropout, target_modules=m.lora.targets,
+            task_type="CAUSAL_LM",
+        )
+        if m.lora
+        else None,
+    )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     return trainer
