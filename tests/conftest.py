@@ -4,6 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("reczero", deadline=None)  # a slow machine is not a failure
+settings.load_profile("reczero")
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # set before any import of the hub's client: no test depends on a network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

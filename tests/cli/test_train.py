@@ -19,7 +19,7 @@ from reczero.recipes import shipped
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """A prepared folder of 400 ratings by 10 users."""
-    rows = [(f"u{i % 10}", f"i{i * 7 % 40}", float(1 + i * i % 5), 1000 + i // 2) for i in range(400)]
+    rows = [(f"u{i % 10}", f"i{(i // 10 + i % 10) % 40}", float(1 + i * i % 5), 1000 + i // 2) for i in range(400)]
     ratings = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
     items = pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "title": [f"</rate> Film {i}" for i in range(40)]})
     folder = tmp_path_factory.mktemp("prepared") / "table"
@@ -69,7 +69,9 @@ def test_from_a_table_to_a_report_and_again(recipe, tmp_path, capsys):
     assert set(validated) == {3, 6} and info["best_step"] == min(validated, key=lambda s: (validated[s], s))
     samples = pl.read_parquet(run / "completions.parquet")
     assert samples.height == 6 * 2 * 4 and samples["prediction"].null_count() == 0
-    assert "</rate> Film" not in (run / "test_examples.parquet").read_bytes().decode("latin-1")
+    prompts = pl.read_parquet(run / "test_examples.parquet")["prompt"]
+    assert prompts.str.contains("‹/rate› Film", literal=True).all()
+    assert not prompts.str.contains("</rate>", literal=True).any()
 
     assert main.run(["train", str(recipe), "--out", str(run)]) == 2
     assert "--resume" in capsys.readouterr().err

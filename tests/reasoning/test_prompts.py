@@ -1,7 +1,9 @@
 """The prompt: its order, and that no text from data can change its structure."""
 
+import unicodedata
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Template, TemplateSettings, neutralise
@@ -35,19 +37,21 @@ def context(text="A fine film", rating=4.0):
 def test_neutralised_text_is_one_plain_line_within_its_limit(text, limit):
     clean = neutralise(text, limit)
     assert len(clean) <= limit and not any(mark in clean for mark in MARKS)
-    assert clean == clean.strip() and clean.encode("utf-8")
-    assert neutralise(clean, max(limit, 1) + 300) == clean
+    assert clean == clean.strip()
+    clean.encode("utf-8")
+    assert not any(mark in unicodedata.normalize("NFKC", clean) for mark in MARKS)  # as a tokenizer may fold it
 
 
 @pytest.mark.parametrize("instructions", ["full", "brief"])
 @given(text=st.one_of(st.sampled_from(HOSTILE), st.text()))
 def test_hostile_text_never_changes_the_lines_of_a_prompt(instructions, text):
     template = Template(TemplateSettings(instructions=instructions))
+    assume(neutralise(text, 100))  # what is blank is left out, lines and all
     tame, wild = (template.messages(context(t))[1]["content"] for t in ("A fine film", text))
-    heads = [[line.split(":")[0][:6] for line in prompt.splitlines() if line[:1] in "#-AL"] for prompt in (tame, wild)]
-    # A title line may begin with anything, so only lines that the template wrote are compared.
     assert len(tame.splitlines()) == len(wild.splitlines())
-    assert [h for h in heads[0] if h[0] in "#-"] == [h for h in heads[1] if h[0] in "#-"] or text[:1] in "#-"
+    for start in ("#", "Average", "Latest", "Write"):
+        theirs = [line for line in wild.splitlines() if line.startswith(start)]
+        assert [line for line in tame.splitlines() if line.startswith(start)] == theirs or text.startswith(start)
     tags = [tag for section in template.sections for tag in (section.open, section.close)]
     assert all(tame.count(tag) == wild.count(tag) for tag in tags)
 

@@ -97,8 +97,10 @@ def test_sampling_has_the_models_distribution(policy, temperature):
         want = (policy.model(torch.tensor(ids)).logits[0, -1] / temperature).softmax(-1).numpy() * 4000
     seen = torch.bincount(torch.tensor([c.tokens[0] for c in drawn]), minlength=len(want)).numpy()
     common = want >= 5
-    observed = [*seen[common], seen[~common].sum()]
-    expected = [*want[common], want[~common].sum()]
+    observed, expected = list(seen[common]), list(want[common])
+    if not common.all():  # rare tokens together, so that no cell is too small for the test
+        observed.append(seen[~common].sum())
+        expected.append(want[~common].sum())
     assert stats.chisquare(observed, expected, sum_check=False).pvalue > 1e-3
 
 

@@ -155,7 +155,7 @@ def test_resume_equals_an_uninterrupted_run(tiny_model_dir, tmp_path, guided):
         return {line["step"]: (line["loss"], line["reward"], line["grad_norm"])
                 for line in trainer.state.log_history if "reward" in line}  # fmt: skip
 
-    assert losses(whole) == pytest.approx(losses(second))
+    assert losses(whole) == losses(second)
     for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)
 

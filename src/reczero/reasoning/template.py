@@ -185,7 +185,7 @@ class Template:
         s = self.settings
         words = self._texts(
             [
-                ("categories", ", ".join(item.categories), s.title_chars),
+                ("categories", ", ".join(c for c in item.categories if neutralise(c, 1)), s.title_chars),
                 ("creator", item.creator, s.title_chars),
                 ("price", item.price, s.title_chars),
                 ("description", item.description, s.description_chars),

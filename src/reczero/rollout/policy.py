@@ -87,7 +87,7 @@ class Policy:
     def _generate(
         self, prompts: Sequence[Sequence[int]], answers: int, temperature: float, seed: int | None
     ) -> list[list[Completion]]:
-        """The same by transformers' `generate`, for models whose attention can't share a prompt: free, no `log_probs`."""
+        """By transformers' `generate`, for models whose attention can't share a prompt: free, no `log_probs`."""
         rows = [list(prompt) for prompt in prompts for _ in range(answers)]
         batch = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt").to(self.model.device)
         end = self.tokenizer.eos_token_id
