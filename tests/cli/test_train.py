@@ -134,6 +134,7 @@ def test_every_shipped_recipe_dry_runs(name, capsys, tmp_path, monkeypatch):
         (["training.lr=1", "modle=2"], "2 mistakes"),
         (["evaluation.min_user_history=1000"], "min_*_history"),
         (["training.groups_per_step=3", "training.groups_per_batch=2"], "multiple"),
+        (["data.train_examples=1"], "fewer than training.groups_per_step, 2"),
     ],
 )
 def test_mistakes_are_told_and_leave_nothing_behind(recipe, tmp_path, capsys, overrides, told):

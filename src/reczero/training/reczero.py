@@ -70,6 +70,8 @@ def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
                 f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history."
             )
         rows = rows if count is None else spread(rows, count)
+        if split == "train" and rows.height < (step := recipe.training.groups_per_step):
+            raise UserError(f"data.train_examples: {rows.height} rows are fewer than training.groups_per_step, {step}.")
         parts[split] = Part(rows, data.contexts(rows))
     return parts
 
@@ -103,8 +105,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
     best = load(recipe, data.scale, run.path / "model")
     _predict(run, best, parts["test"], recipe.method, recipe, say, report)
     finish_comparison(out, data.examples("train", cold_start=None), data.scale)
-    run.save(finished=True)
     write_report(out)
+    run.save(finished=True)
     return run
 
 
