@@ -156,6 +156,7 @@ def test_resume_equals_an_uninterrupted_run(tiny_model_dir, tmp_path, guided):
                 for line in trainer.state.log_history if "reward" in line}  # fmt: skip
 
     assert losses(whole) == losses(second)
+    assert [path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()] == ["checkpoint-4"]
     for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)
 

@@ -99,6 +99,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             older = [path for path in final.glob("checkpoint-*") if path.name != name]
             shutil.rmtree(final / name, ignore_errors=True)
             os.replace(final / "unfinished" / name, final / name)
+            shutil.rmtree(final / "unfinished")
             for path in older:
                 shutil.rmtree(path)
 
