@@ -56,7 +56,7 @@ def test_no_arguments_and_version(capsys):
 
 def test_a_users_mistake_is_one_line(failing, capsys):
     assert failing(UserError("this is wrong:\nmend it")) == 2
-    assert capsys.readouterr().err == "error: this is wrong: mend it\n"
+    assert capsys.readouterr().err == "error: this is wrong:\nmend it\n"
 
 
 def test_a_full_disk_anywhere_is_one_line(failing, capsys):

@@ -28,7 +28,10 @@ def real():
 def test_free_greedy_decoding_equals_transformers_generate(real):
     policy, prompts = real
     for prompt, (got,) in zip(prompts, decode(policy.model, prompts, end=-1, max_tokens=24), strict=True):
-        want = policy.model.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False, eos_token_id=None)
+        ids = torch.tensor([prompt])
+        # Without a mask, generate would take the end-of-turn tokens inside the prompt for padding.
+        how = {"attention_mask": torch.ones_like(ids), "do_sample": False, "eos_token_id": None}
+        want = policy.model.generate(ids, max_new_tokens=24, **how)
         assert got.tokens == want[0, len(prompt) :].tolist()
 
 
