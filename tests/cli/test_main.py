@@ -54,7 +54,7 @@ def test_no_arguments_and_version(capsys):
     assert "reczero " in capsys.readouterr().out
 
 
-def test_a_users_mistake_is_one_line(failing, capsys):
+def test_a_users_mistake_is_told_without_a_traceback(failing, capsys):
     assert failing(UserError("this is wrong:\nmend it")) == 2
     assert capsys.readouterr().err == "error: this is wrong:\nmend it\n"
 
