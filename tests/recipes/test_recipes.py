@@ -84,6 +84,12 @@ def test_files_that_are_no_recipe_are_told_in_words(tmp_path, content, told):
     assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [".inf", "inf", ".nan", "-.inf"])
+def test_infinite_values_are_refused(value):
+    with pytest.raises(UserError, match="training.learning_rate"):
+        load_recipe("quickstart", [f"training.learning_rate={value}"])
+
+
 def test_an_unknown_recipe_names_the_known_ones():
     with pytest.raises(UserError, match="quickstart"):
         load_recipe("quickstrat")

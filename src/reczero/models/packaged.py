@@ -44,14 +44,18 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 @contextmanager
 def quiet() -> Iterator[None]:
     """transformers without progress bars and remarks: a load takes a second, and what is wrong is raised."""
+    from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as transformers_logging
 
+    hub_level = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)  # it tells of every retry; what fails in the end is raised
     bars, level = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
+        hub_logging.set_verbosity(hub_level)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()

@@ -18,20 +18,18 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 ADAPTER = "adapter_config.json"
 
 
-def load_policy(
-    name: str | Path, dtype: str = "float32", attention: str | None = None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(name: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, on the CPU, and its tokenizer.
 
     name: what `resolve_model` takes; a folder with a LoRA adapter is loaded with its base model and merged. dtype: one
-    of `DTYPES`. attention: transformers' `attn_implementation`. The tokenizer pads on the left, with the end token
+    of `DTYPES`. The tokenizer pads on the left, with the end token
     where it has no pad token, and has a chat template. Raises UserError.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
     place = resolve_model(name)
     if isinstance(place, Path) and (place / ADAPTER).is_file():
-        return _load_adapter(place, dtype, attention)
+        return _load_adapter(place, dtype)
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -40,7 +38,6 @@ def load_policy(
         model, found = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype,
-            attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -71,11 +68,11 @@ def export_model(run_model_dir: Path, out: Path) -> Path:
     return out
 
 
-def _load_adapter(folder: Path, dtype: str, attention: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_adapter(folder: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     base = read_json(folder / ADAPTER).get("base_model_name_or_path")
     if not base:
         raise UserError(f"model {folder}: its {ADAPTER} names no base model")
-    model, tokenizer = load_policy(base, dtype, attention)
+    model, tokenizer = load_policy(base, dtype)
 
     from peft import PeftModel
 

@@ -21,10 +21,6 @@ class Scale:
         """The largest possible error, `max - min`."""
         return self.max - self.min
 
-    @property
-    def middle(self) -> float:
-        return (self.min + self.max) / 2
-
     def grid(self) -> tuple[float, ...]:
         """Every rating that lies on the grid, ascending; computed in decimals so that 0.1 steps do not drift."""
         low, high, step = (Decimal(str(x)) for x in (self.min, self.max, self.step))
