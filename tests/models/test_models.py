@@ -54,7 +54,7 @@ def test_an_unknown_hub_name_is_one_line():
 
 
 def test_load_policy(tiny_model_dir):
-    model, tokenizer = load_policy(tiny_model_dir, "bfloat16", attention="sdpa")
+    model, tokenizer = load_policy(tiny_model_dir, "bfloat16")
     assert model.dtype == torch.bfloat16 and not model.training
     assert tokenizer.padding_side == "left" and tokenizer.pad_token_id == model.config.pad_token_id
     with pytest.raises(UserError, match="float32"):
