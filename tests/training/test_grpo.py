@@ -1,5 +1,6 @@
 """GRPO on a tiny random model: exact against the plain path, learns, resumes as if nothing had happened."""
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -10,7 +11,7 @@ from reczero.recipes import Recipe
 from reczero.rollout import Policy
 from reczero.training.callbacks import Journal
 from reczero.training.grpo import group_advantages
-from reczero.training.reczero import Part, build_trainer
+from reczero.training.reczero import Part, build_trainer, stratified_order
 
 
 def recipe(guided=True, steps=4, **training):
@@ -45,6 +46,27 @@ def trainer_for(model_dir, made, folder, part=None, model=None):
 def test_advantages_by_hand():
     got = group_advantages(torch.tensor([1.0, 2.0, 3.0, 5.0, 5.0, 5.0]), 3, 1e-6)
     assert torch.allclose(got, torch.tensor([-1.0, 0, 1, 0, 0, 0]), atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [4, 40, 43])
+def test_stratified_batches_hold_one_row_of_each_stratum_and_all_rows_once(count):
+    ratings = np.random.default_rng(1).integers(1, 6, count).astype(float)
+    order = stratified_order(ratings, 4, seed=0)
+    assert sorted(order) == list(range(count))
+    batches = ratings[order][: count // 4 * 4].reshape(-1, 4)
+    low_to_high = np.sort(batches, axis=1)
+    # Sorted strata: whatever two batches are compared, no row of a lower stratum exceeds one of a higher stratum.
+    assert (low_to_high.max(0)[:-1] <= low_to_high.min(0)[1:]).all()
+    assert not np.array_equal(order, stratified_order(ratings, 4, seed=1))
+
+
+def test_a_stratified_recipe_trains_on_the_batches_in_that_order(tiny_model_dir, tmp_path):
+    part = rows(16)
+    part = Part(part.examples.with_columns(rating=pl.Series([1.0, 2, 4, 5] * 4)), part.contexts)
+    trainer = trainer_for(tiny_model_dir, recipe(stratify=True, steps=3), tmp_path, part)
+    trainer.train()
+    for path in sorted((tmp_path / "completions").glob("*.parquet")):
+        assert sorted(pl.read_parquet(path)["rating"].unique()) == [1, 2, 4, 5]
 
 
 def plain_log_probs(trainer, input_ids, attention_mask, width):

@@ -71,6 +71,9 @@ class TrainingRecipe(Section):
     adam_betas: tuple[float, float] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
     groups_per_step: Positive = Field(8, description="prompts an optimizer step learns from, over all processes")
+    stratify: bool = Field(
+        False, description="each step draws its prompts evenly from the low to the high ratings: the same on average"
+    )
     groups_per_batch: Positive = Field(1, description="prompts in one forward and backward pass")
     epochs: float = Field(1.0, gt=0)
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")

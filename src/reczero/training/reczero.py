@@ -210,6 +210,21 @@ def _grpo(
     run.done("grpo", watch.spent)
 
 
+def stratified_order(ratings: np.ndarray, strata: int, seed: int) -> np.ndarray:
+    """(n,) ratings -> the order of the rows in which every `strata` in a row hold one of each stratum.
+
+    The strata are equal parts of the rows sorted by rating, so the mean gradient is that of random batches, but a
+    batch of few prompts no longer leans high or low by chance. The rows that do not fill a batch come last.
+    """
+    draw = np.random.default_rng(seed)
+    shuffled = draw.permutation(len(ratings))
+    by_rating = shuffled[np.argsort(ratings[shuffled], kind="stable")]
+    whole = len(ratings) // strata * strata
+    left = draw.choice(len(ratings), len(ratings) - whole, replace=False)
+    batches = draw.permuted(np.delete(by_rating, left).reshape(strata, -1), axis=1).T
+    return np.concatenate([draw.permuted(batches, axis=1).ravel(), by_rating[left]])
+
+
 def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> SharedPrefixGRPOTrainer:
     """TRL's trainer, ours subclassed, as the recipe says."""
     t, r, m = recipe.training, recipe.rollout, recipe.model
@@ -217,6 +232,8 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
     rows = Rows.from_dict(
         {"prompt": messages, "rating": part.examples["rating"], "example_id": part.examples["example_id"]}
     )
+    if t.stratify:
+        rows = rows.select(stratified_order(part.examples["rating"].to_numpy(), t.groups_per_step, t.seed))
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if t.groups_per_step % (t.groups_per_batch * processes):
         raise UserError(
@@ -243,6 +260,7 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
         num_train_epochs=t.epochs,
         max_steps=t.steps or -1,
         seed=t.seed,
+        shuffle_dataset=not t.stratify,
         logging_steps=1,
         save_steps=t.save_steps,
         report_to=list(t.report_to) or "none",
