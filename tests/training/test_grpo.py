@@ -155,7 +155,7 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("guided", [True, False])
 def test_resume_equals_an_uninterrupted_run(tiny_model_dir, tmp_path, guided):
-    made = recipe(guided, steps=4, schedule="linear")
+    made = recipe(guided, steps=4, schedule="linear", stratify=guided)
     whole = trainer_for(tiny_model_dir, made, tmp_path / "whole")
     whole.train()
 
