@@ -214,8 +214,8 @@ def stratified_order(ratings: np.ndarray, strata: int, seed: int) -> np.ndarray:
     """(n,) ratings -> the order of the rows in which every `strata` in a row hold one of each stratum.
 
     The strata are equal parts of the rows sorted by rating, so the mean gradient is that of random batches, but a
-    batch of few prompts no longer leans high or low by chance (stratified sampling; not in the paper). The rows that do not fill a batch
-    come last.
+    batch of few prompts no longer leans high or low by chance (stratified sampling; not in the paper). The rows that
+    do not fill a batch come last.
     """
     draw = np.random.default_rng(seed)
     shuffled = draw.permutation(len(ratings))
