@@ -9,6 +9,7 @@ from typer.testing import CliRunner, Result
 
 from reczero.cli.data import app
 from reczero.data import PrepareSettings
+from reczero.data.sources import movielens
 from reczero.errors import UserError
 
 
@@ -17,6 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small copy of ml-100k in the publisher's layout: 6 users rate 10 films, one a second."""
     monkeypatch.setenv("RECZERO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(movielens, "RATINGS", 60)
     folder = tmp_path / "ml-100k"
     folder.mkdir()
     flags = "|".join(["0", "1", *["0"] * 17])

@@ -22,6 +22,11 @@ FILMS = [
 RATINGS = [("196", "1", 3, 881250949), ("22", "12", 1, 878887116), ("196", "543", 5, 881250949), ("7", "99", 4, 9)]
 
 
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(movielens, "RATINGS", len(RATINGS))
+
+
 def official(folder: Path) -> Path:
     folder.mkdir(parents=True)
     lines = []
@@ -34,7 +39,6 @@ def official(folder: Path) -> Path:
     (folder / "u.item").write_bytes(("\n".join(lines) + "\n").encode("latin-1"))
     (folder / "u.genre").write_text("".join(f"{name}|{n}\n" for name, n in FLAGS.items()) + "\n")
     (folder / "u.data").write_text("".join("\t".join(map(str, row)) + "\n" for row in RATINGS))
-    (folder / "u.info").write_text(f"3 users\n5 items\n{len(RATINGS)} ratings\n")
     return folder
 
 
@@ -74,7 +78,7 @@ def test_both_layouts_and_both_containers_give_the_same_tables(tmp_path: Path) -
     assert other.interactions.equals(read.interactions)
     assert other.items["title"].equals(read.items["title"])
     assert [set(genres) for genres in other.items["categories"]] == [set(g) for g in read.items["categories"]]
-    assert set(read.inputs) == {"u.data", "u.item", "u.genre", "u.info"}
+    assert set(read.inputs) == {"u.data", "u.item", "u.genre"}
 
 
 def _cut(name: str, count: int) -> Callable[[Path], object]:
@@ -88,9 +92,9 @@ def _cut(name: str, count: int) -> Callable[[Path], object]:
         (_cut("u.data", 2), "u.data, line 4: not user, item, rating and time"),
         (_cut("u.data", 3), "u.data, line 4: 3 fields where 4"),
         (_cut("u.data", 5), "u.data, line 4: 2 fields where 4"),
-        (_cut("u.data", 9), "u.data has 3 rows where u.info says 4"),
+        (_cut("u.data", 9), "holds 3 ratings, and MovieLens-100K has 4"),
         (_cut("u.item", 10), "u.item, line 5"),
-        (lambda f: (f / "u.data").write_text("1\t1\t3\t5\n"), "1 rows where u.info says 4"),
+        (lambda f: (f / "u.data").write_text("1\t1\t3\t5\n"), "holds 1 ratings"),
         (lambda f: (f / "u.data").write_text("1\t1\tgood\t5\n"), "u.data, line 1: not user, item, rating and time"),
         (lambda f: (f / "u.data").write_text("1,1,3,5\n"), "u.data, line 1: 1 fields where 4"),
         (lambda f: (f / "u.data").write_bytes(b"\xff\xfe\t1\t3\t5\n"), "u.data: not utf-8 text"),
@@ -178,7 +182,8 @@ def test_prepare_source_uses_what_is_there(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.network
-def test_the_real_packaged_copy(ml_100k_files: Path) -> None:
+def test_the_real_packaged_copy(ml_100k_files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()  # the real number of ratings
     raw = SOURCE.read(ml_100k_files)
     assert raw.interactions.shape == (100_000, 4) and raw.items.height == 1682
     films = {item: (title, genres) for item, title, genres in raw.items.rows()}

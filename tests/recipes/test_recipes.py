@@ -66,6 +66,8 @@ def test_overrides_reach_any_value():
     ("content", "told"),
     [
         (b"a: [", "not YAML"),
+        (b"data: 2021-99-99", "not YAML"),
+        (b"[" * 5000, "not YAML"),
         (b"- 1", "not a recipe"),
         (b"", "not a recipe"),
         (b"\xff\xfe\x00", "cannot be read"),

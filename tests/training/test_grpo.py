@@ -1,10 +1,13 @@
 """GRPO on a tiny random model: exact against the plain path, learns, resumes as if nothing had happened."""
 
+import errno
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from reczero.errors import UserError
 from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template
 from reczero.recipes import Recipe
@@ -12,6 +15,7 @@ from reczero.rollout import Policy
 from reczero.training.callbacks import Journal
 from reczero.training.grpo import group_advantages
 from reczero.training.reczero import Part, build_trainer, stratified_order
+from reczero.training.run import Run
 
 
 def recipe(guided=True, steps=4, **training):
@@ -206,3 +210,19 @@ def test_journal_forgets_what_lies_after_a_checkpoint_and_a_line_cut_off(tmp_pat
         file.write('{"step": 9')
     journal.forget_after(2)
     assert journal.read() == [{"step": 0}, {"step": 1}, {"step": 2}]
+
+
+def test_a_full_disk_leaves_no_folder_of_a_new_run_and_no_harm_to_an_old_one(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made, old = recipe(), tmp_path / "old"
+    Run.open(old, made, resume=False).begin(made)
+    kept = (old / "recipe.yaml").read_bytes()
+    monkeypatch.setattr("reczero.files._sync", full)
+    for folder, resume in ((tmp_path / "new", False), (old, True)):
+        with pytest.raises(UserError, match="disk is full"):
+            Run.open(folder, made, resume).begin(made)
+    assert not (tmp_path / "new").exists() and (old / "recipe.yaml").read_bytes() == kept
+    with pytest.raises(UserError, match="is a file"):
+        Run.open(old / "recipe.yaml", made, resume=False)

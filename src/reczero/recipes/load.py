@@ -41,7 +41,10 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{name}{where}: not YAML ({getattr(error, 'problem', None) or error}); mend it.") from error
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{name}{where}: not YAML ({reason}); mend it.") from error
+    except (ValueError, RecursionError) as error:  # a date that is none, brackets without end
+        raise UserError(f"{name}: not YAML ({error}); mend it.") from error
     if not isinstance(tree, dict):
         raise UserError(f"{name}: not a recipe; it must hold keys such as method, data, model.")
     mistakes = [m for override in overrides if (m := _override(tree, override))]
@@ -76,7 +79,7 @@ def _override(tree: dict[str, Any], override: str) -> str | None:
             return f"{override}: {key} holds a value, not keys"
     try:
         node[keys[-1]] = _number(yaml.safe_load(value))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return f"{override}: the value is not YAML"
     return None
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ class Run:
             if not resume:
                 raise UserError(f"{path}: holds a run already; --resume goes on with it, or choose another --out.")
             return cls(path, read_json(path / "run.json"))
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file; choose another --out.")
+        if path.exists() and any(path.iterdir()):
             raise UserError(f"{path}: is not empty and not a run; choose another --out.")
         versions = {"reczero": __version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in _LIBRARIES}
@@ -45,11 +48,17 @@ class Run:
 
     def begin(self, recipe: Recipe) -> None:
         """Makes the folder of a new run, once it is known that it can run."""
+        new = not (self.path / "run.json").exists()
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with atomic_file(self.path / "recipe.yaml") as file:
-            file.write_text(to_yaml(recipe), "utf-8")
-        self.save()
+        try:
+            with atomic_file(self.path / "recipe.yaml") as file:
+                file.write_text(to_yaml(recipe), "utf-8")
+            self.save()
+        except UserError:  # a full disk, most likely: a new run leaves no empty folder
+            if new:
+                shutil.rmtree(self.path)
+            raise
 
     @property
     def finished(self) -> bool:

@@ -30,7 +30,8 @@ MEMBERS = {
 }
 PACKAGED = ("ml-100k.inter", "ml-100k.item")
 OFFICIAL = ("u.data", "u.item")
-OPTIONAL = ("u.genre", "u.info")
+OPTIONAL = ("u.genre",)
+RATINGS = 100_000
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
     "Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western",
@@ -89,13 +90,11 @@ class MovieLens100K(Source):
         official = OFFICIAL[0] in files
         interactions = _official_ratings(files) if official else _packaged_ratings(files)
         items = _official_items(files) if official else _packaged_items(files)
-        if official and "u.info" in files:
-            stated = re.search(rb"(\d+) ratings", files["u.info"])
-            if stated and int(stated[1]) != interactions.height:
-                raise UserError(
-                    f"{path}: u.data has {interactions.height:,} rows where u.info says {int(stated[1]):,}: "
-                    "the copy is incomplete; get the archive again."
-                )
+        if interactions.height != RATINGS:
+            raise UserError(
+                f"{path}: holds {interactions.height:,} ratings, and MovieLens-100K has {RATINGS:,}: the copy is "
+                "incomplete or of other data; get the archive again."
+            )
         inputs = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
         return Raw(interactions, items, self.scale, inputs)
 
