@@ -69,7 +69,9 @@ def test_a_stratified_recipe_trains_on_the_batches_in_that_order(tiny_model_dir,
     part = Part(part.examples.with_columns(rating=pl.Series([1.0, 2, 4, 5] * 4)), part.contexts)
     trainer = trainer_for(tiny_model_dir, recipe(stratify=True, steps=3), tmp_path, part)
     trainer.train()
-    for path in sorted((tmp_path / "completions").glob("*.parquet")):
+    steps = sorted((tmp_path / "completions").glob("*.parquet"))
+    assert len(steps) == 3
+    for path in steps:
         assert sorted(pl.read_parquet(path)["rating"].unique()) == [1, 2, 4, 5]
 
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-import shutil
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,7 +56,9 @@ class Run:
             self.save()
         except UserError:  # a full disk, most likely: a new run leaves no empty folder
             if new:
-                shutil.rmtree(self.path)
+                (self.path / "recipe.yaml").unlink(missing_ok=True)
+                if not any(self.path.iterdir()):
+                    self.path.rmdir()
             raise
 
     @property
