@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from reczero.data import Dataset, PrepareSettings, find_source, prepare_source
+from reczero.data import PUBLISHED, Dataset, PrepareSettings, prepare_source
 from reczero.files import cache_dir
 
 
@@ -14,7 +14,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def ml_100k_files() -> Path:
-    return find_source("ml-100k").fetch(cache_dir())
+    return PUBLISHED["ml-100k"].fetch(cache_dir()).reviews
 
 
 @pytest.fixture(scope="session")

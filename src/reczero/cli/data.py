@@ -1,5 +1,6 @@
 """`reczero data`: list, fetch, prepare and show data sets."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,47 +11,110 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Get ratings, make examples of them, look at them.")
 
-Archive = Annotated[
-    str | None,
-    typer.Option(help="The publisher's archive: a path or URL. Default: fetched.", show_default=False, metavar="PATH"),
-]
+SHOWN_TOKENS = 200  # prompts that `data show` counts the tokens of
 
 
 @app.command("list")
 def list_sources() -> None:
-    """Show the data sets that can be fetched: size, scale, licence, how to get them.
+    """Show the data sets that are known by name (size, scale, licence, how to get them), and the sources that are read.
 
     Example: reczero data list
     """
-    from reczero.data import SOURCES
+    from reczero.data import PUBLISHED, SOURCES
+    from reczero.files import cache_dir
 
+    typer.echo("Data sets: reczero data prepare NAME --out DIR")
+    for known in PUBLISHED.values():
+        there = "; is in the cache" if known.there(cache_dir()) else ""
+        typer.echo(f"\n{known.name}: {known.title}{there}")
+        typer.echo(f"  size     {known.size}\n  scale    {known.scale}\n  source   {known.source}")
+        typer.echo(f"  licence  {known.licence}\n  get it   {known.how_to_get}")
+    typer.echo("\nSources: reczero data prepare --source NAME --reviews FILE --items FILE --out DIR")
     for source in SOURCES.values():
-        typer.echo(f"{source.name}: {source.title}; {source.size}")
-        typer.echo(f"  scale    {source.scale.min:g}-{source.scale.max:g} by {source.scale.step:g}")
-        typer.echo(f"  licence  {source.licence}\n  get it   {source.how_to_get}")
+        typer.echo(f"\n{source.name}: {source.title}; scale {source.scale}")
+        typer.echo(f"  --reviews  {source.reviews}\n  --items    {source.items}")
 
 
 @app.command()
-def fetch(name: Annotated[str, typer.Argument(help="As in `reczero data list`.")], archive: Archive = None) -> None:
+def fetch(
+    name: Annotated[str, typer.Argument(help="A data set, as in `reczero data list`.")],
+    archive: Annotated[
+        str | None,
+        typer.Option(help="The publisher's file, got elsewhere: a path or URL.", show_default=False, metavar="PATH"),
+    ] = None,
+) -> None:
     """Bring a data set to the cache ($RECZERO_HOME, else ~/.cache/reczero), checked.
+
+    What has no public address is not fetched: what to download, and where to put it, is printed.
 
     Example: reczero data fetch ml-100k
     """
-    from reczero.data import find_source
+    import difflib
+
+    from reczero.data import PUBLISHED
+    from reczero.errors import UserError
     from reczero.files import cache_dir
 
-    source = find_source(name)
-    folder = source.fetch(cache_dir(), archive)
-    typer.echo(f"{name}: in {folder}\nlicence: {source.licence}")
+    if name not in PUBLISHED:
+        near = difflib.get_close_matches(name.lower(), PUBLISHED, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(PUBLISHED)}."
+        raise UserError(f"no data set is called {name!r}; {hint} `reczero data list` shows them all.")
+    known = PUBLISHED[name]
+    given = known.fetch(cache_dir(), archive)
+    files = ", ".join(str(path) for path in (given.reviews, given.items) if path)
+    typer.echo(f"{name}: in {files}\nlicence: {known.licence}")
 
 
 @app.command()
 def prepare(
-    name: Annotated[str, typer.Argument(help="As in `reczero data list`; fetched when it is not there.")],
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A data set of `reczero data list` (fetched when it is not there), or a recipe's file."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write.", show_default="data/NAME")] = None,
-    archive: Archive = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="Take everything from this recipe's `data` section.", show_default=False)
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(help="How to read the files: table, amazon2018, … (`reczero data list`).", show_default=False),
+    ] = None,
+    reviews: Annotated[
+        str | None,
+        typer.Option(
+            "--reviews",
+            "--archive",
+            help="The ratings and reviews: a file or URL; plain, .gz or .zip.",
+            show_default=False,
+            metavar="FILE",
+        ),
+    ] = None,
+    items: Annotated[
+        str | None,
+        typer.Option(help="What is known of the items: a file or URL.", show_default=False, metavar="FILE"),
+    ] = None,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of a table: user=…,item=…,rating=…,timestamp=…,review=…,title=…; #N is the N-th of a file "
+            "without header.",
+            show_default="guessed",
+            metavar="OURS=THEIRS,…",
+        ),
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(help="Rating scale of a table.", show_default="guessed", metavar="MIN-MAX[:STEP]")
+    ] = None,
+    encoding: Annotated[str | None, typer.Option(help="Of a table in text.", show_default="utf-8")] = None,
+    time_format: Annotated[
+        str | None,
+        typer.Option(help="s, ms, us, ns, or a strftime format such as %d/%m/%Y.", show_default="guessed"),
+    ] = None,
     # The defaults are those of PrepareSettings, which is not imported for --help; a test holds the two together.
-    split: Annotated[str | None, typer.Option(help="How to split: time.", show_default="time")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="time, leave-last-k (each user's newest rows), or random (leaks).", show_default="time"),
+    ] = None,
     train: Annotated[
         float | None, typer.Option(help="Share of the rows, the oldest, to train on.", show_default="0.8")
     ] = None,
@@ -59,6 +123,20 @@ def prepare(
     ] = None,
     test: Annotated[
         float | None, typer.Option(help="Share of the rows, the newest, to report on.", show_default="0.1")
+    ] = None,
+    validation_from: Annotated[
+        str | None,
+        typer.Option(help="Split by dates instead: validation begins here.", show_default="None", metavar="DATE"),
+    ] = None,
+    test_from: Annotated[
+        str | None, typer.Option(help="And the test period here.", show_default="None", metavar="DATE")
+    ] = None,
+    leave_last: Annotated[
+        int | None,
+        typer.Option(help="leave-last-k: rows a user to test on, as many to validate on.", show_default="1"),
+    ] = None,
+    users: Annotated[
+        int | None, typer.Option(help="Targets of so many users only, drawn by the seed.", show_default="None")
     ] = None,
     k_core: Annotated[
         int | None, typer.Option(help="Targets only of users and items with so many ratings.", show_default="0")
@@ -75,29 +153,73 @@ def prepare(
     min_context: Annotated[
         int | None, typer.Option(help="Fewer shown rows, both sides together: a cold start.", show_default="5")
     ] = None,
+    max_bad: Annotated[
+        float | None, typer.Option(help="A larger share of bad rows stops it.", show_default="0.01")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the random split and the sample of users.", show_default="0")
+    ] = None,
 ) -> None:
-    """Split a data set by time and make an example of every rating, with all that was known the moment before.
+    """Split ratings by time and make an example of each, with all that was known the moment before.
 
     Example: reczero data prepare ml-100k --out data/ml-100k
+
+    Example: reczero data prepare --source amazon2018 --reviews Books_5.json.gz --items meta_Books.json.gz --out data/books
+
+    Example: reczero data prepare --source table --reviews ratings.csv --items films.csv --out data/mine
     """
     from pydantic import ValidationError
 
-    from reczero.data import PrepareSettings, prepare_source
+    from reczero.cli.progress import Progress
+    from reczero.data import PUBLISHED, SOURCES, Origin, PrepareSettings, prepare_source
     from reczero.errors import UserError
+    from reczero.recipes import load_recipe, shipped
 
-    chosen: dict[str, Any] = dict(
-        split=split, train=train, validation=validation, test=test, k_core=k_core, history=history,
+    options: dict[str, Any] = dict(
+        split=split, train=train, validation=validation, test=test, validation_from=validation_from,
+        test_from=test_from, leave_last=leave_last, users=users, k_core=k_core, history=history,
         min_user_history=min_user_history, min_item_history=min_item_history, min_context=min_context,
+        max_bad=max_bad, seed=seed,
     )  # fmt: skip
+    if (
+        name
+        and not recipe
+        and name not in {**PUBLISHED, **SOURCES}
+        and (name.endswith((".yaml", ".yml")) or name in shipped())
+    ):
+        name, recipe = None, name
+    told = load_recipe(recipe).data if recipe else None
+    if told is None and name is None and source is None:
+        if reviews is None:
+            raise UserError("what is to be prepared? Name a data set, or --source and --reviews, or --recipe.")
+        source = "table"
+    chosen = {key: value for key, value in options.items() if value is not None}
     try:
-        settings = PrepareSettings(**{key: value for key, value in chosen.items() if value is not None})
+        settings = PrepareSettings(**(told.settings.model_dump() if told else {}) | chosen)
     except ValidationError as error:
         raise UserError("; ".join(_mistake(e) for e in error.errors())) from error
-    dataset = prepare_source(name, out or Path("data") / name, settings, archive)
-    counts = dataset.info["counts"]
-    rows = ", ".join(f"{counts[s]:,} {s} ({counts[f'{s}_cold_start']:,} cold)" for s in ("train", "validation", "test"))
-    typer.echo(f"{dataset.path}: {counts['users']:,} users, {counts['items']:,} items; examples: {rows}")
-    typer.echo(f"look at it: reczero data show {dataset.path}")
+    base = told.origin if told else Origin()
+    origin = Origin(
+        name or base.dataset if not (source and told) else None, source or base.source, reviews or base.reviews,
+        items or base.items, _columns(columns) or base.columns, scale or base.scale, encoding or base.encoding,
+        time_format or base.time_format,
+    )  # fmt: skip
+    if name in SOURCES and name not in PUBLISHED and source is None:
+        origin = Origin(None, name, *list(vars(origin).values())[2:])
+    folder = out or Path("data") / (name or (Path(recipe).stem if recipe else "") or source or "table")
+    with Progress() as progress:
+        dataset = prepare_source(origin, folder, settings, progress.moved)
+    _tell(dataset)
+
+
+def _columns(text: str | None) -> dict[str, str]:
+    """`user=a,item=b` -> {"user": "a", "item": "b"}."""
+    from reczero.errors import UserError
+
+    pairs = [part.split("=", 1) for part in (text or "").split(",") if part.strip()]
+    if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
+        raise UserError(f"--columns {text}: write user=THEIRS,item=THEIRS and so on.")
+    return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
 def _mistake(error: Any) -> str:
@@ -106,11 +228,45 @@ def _mistake(error: Any) -> str:
     return f"{option}{error['msg'].removeprefix('Value error, ')}{given}"
 
 
+def _tell(dataset: "Dataset") -> None:
+    """What was found, what was made, what was put aside."""
+    from reczero.data import LEAKS
+
+    info, counts = dataset.info, dataset.info["counts"]
+    for what, found in info["found"].items():
+        typer.echo(f"{what}: {found}")
+    typer.echo(f"scale: {dataset.scale.min:g}-{dataset.scale.max:g} by {dataset.scale.step:g}")
+    rows = ", ".join(f"{counts[s]:,} {s} ({counts[f'{s}_cold_start']:,} cold)" for s in ("train", "validation", "test"))
+    typer.echo(f"{dataset.path}: {counts['users']:,} users, {counts['items']:,} items; examples: {rows}")
+    for table, key in (("interactions", "quarantined"), ("items", "items_quarantined")):
+        if counts[key]:
+            reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts[key].items())
+            total = sum(counts[key].values())
+            typer.echo(f"put aside: {total:,} rows of the {table} ({reasons}), in {dataset.path / 'quarantine.jsonl'}")
+    for split in ("train", "validation", "test"):
+        if not counts[split]:
+            typer.echo(f"warning: no {split} rows; choose other shares, dates or --leave-last.", err=True)
+    if info["settings"]["split"] == "random":
+        typer.echo(f"warning: {LEAKS}.", err=True)
+    typer.echo(f"look at it: reczero data show {dataset.path}")
+
+
 @app.command()
 def show(
     folder: Annotated[Path, typer.Argument(help="A folder that `data prepare` made.")],
     example: Annotated[
         str | None, typer.Option(help="Print this example's prompt: USER:ITEM.", show_default=False, metavar="ID")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Write prompts as this recipe does.", show_default="all fields, full instructions"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Count the tokens of prompts for this model: a hub name, a folder, or smollm2-135m.",
+            show_default="the recipe's, or smollm2-135m if it is in the cache",
+        ),
     ] = None,
 ) -> None:
     """Show statistics of a prepared data set, or the exact prompt of one example.
@@ -118,17 +274,20 @@ def show(
     Example: reczero data show data/ml-100k --example 196:242
     """
     from reczero.data import Dataset
+    from reczero.reasoning import Template
+    from reczero.recipes import load_recipe
 
     dataset = Dataset.open(folder)
-    if example is None:
-        _show_statistics(dataset)
-    else:
-        _show_example(dataset, example)
+    told = load_recipe(recipe) if recipe else None
+    template = Template(told.rollout.template, dataset.scale) if told else Template(scale=dataset.scale)
+    if example is not None:
+        _show_example(dataset, example, template)
+        return
+    _show_statistics(dataset)
+    _show_lengths(dataset, template, model or (told.model.name if told else None))
 
 
 def _show_statistics(dataset: "Dataset") -> None:
-    from datetime import UTC, datetime
-
     from rich.console import Console
     from rich.table import Table
 
@@ -141,20 +300,26 @@ def _show_statistics(dataset: "Dataset") -> None:
         f"density {found['density']:.2%}; {counts['texts']:,} with text; scale "
         f"{dataset.scale.min:g}-{dataset.scale.max:g} by {dataset.scale.step:g}"
     )
+    aside = sum(counts["quarantined"].values())
     console.print(
-        f"{counts['repeats_dropped']:,} repeats dropped, {counts['items_without_title']:,} items without title; "
-        f"licence: {dataset.info['licence'] or 'not stated'}",
+        f"{counts['repeats_dropped']:,} repeats dropped, {aside:,} bad rows put aside, "
+        f"{counts['items_without_title']:,} items without title; licence: {dataset.info['licence'] or 'not stated'}",
         markup=False,
     )
 
-    splits = Table("split", "rows", "cold start", "from", "to", "mean rating", title="Examples")
-    for column in ("earlier by user", "earlier of item", "shown rows"):
-        splits.add_column(f"{column}\n(median)")
-    for split, row in found["splits"].items():
-        first, last = (f"{datetime.fromtimestamp(row[end], UTC):%Y-%m-%d %H:%M}" for end in ("first", "last"))
-        cold = f"{row['cold_start']:,} ({row['cold_start'] / row['rows']:.1%})"
-        medians = (f"{row[key]:g}" for key in ("user_count", "item_count", "shown"))
-        splits.add_row(split, f"{row['rows']:,}", cold, first, last, f"{row['rating']:.3f}", *medians)
+    splits = Table("", *found["splits"], title=f"Examples, split {dataset.info['settings']['split']}")
+    lines: dict[str, Callable[[dict[str, Any]], str]] = {
+        "rows": lambda row: f"{row['rows']:,}",
+        "cold start": lambda row: f"{row['cold_start']:,} ({row['cold_start'] / row['rows']:.1%})",
+        "from": lambda row: _when(row["first"]) if dataset.info["timed"] else "no times",
+        "to": lambda row: _when(row["last"]) if dataset.info["timed"] else "no times",
+        "mean rating": lambda row: f"{row['rating']:.3f}",
+        "earlier by the user (median)": lambda row: f"{row['user_count']:g}",
+        "earlier of the item (median)": lambda row: f"{row['item_count']:g}",
+        "shown, both sides (median)": lambda row: f"{row['shown']:g}",
+    }
+    for what, write in lines.items():
+        splits.add_row(what, *(write(row) for row in found["splits"].values()))
     for numbers in splits.columns[1:]:
         numbers.justify = "right"
     console.print(splits)
@@ -167,16 +332,51 @@ def _show_statistics(dataset: "Dataset") -> None:
     console.print(ratings)
 
 
-def _show_example(dataset: "Dataset", example_id: str) -> None:
-    from datetime import UTC, datetime
+def _when(seconds: int) -> str:
+    from datetime import UTC, datetime, timedelta
 
-    from reczero.reasoning import Template
+    return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
 
+
+def _show_lengths(dataset: "Dataset", template: Any, model: str | None) -> None:
+    """How long prompts are, over rows spread evenly over time: in characters, and in tokens of a model if there is one."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from reczero.models import load_tokenizer
+    from reczero.models.packaged import packaged_dir
+
+    examples = dataset.examples(cold_start=None, limit=SHOWN_TOKENS)
+    prompts = [template.messages(context) for context in dataset.contexts(examples)]
+    lengths = {"characters": [sum(len(message["content"]) for message in prompt) for prompt in prompts]}
+    if model is None and (packaged_dir("smollm2-135m") / "config.json").is_file():
+        model = "smollm2-135m"
+    if model is not None:
+        tokenizer = load_tokenizer(model)
+        ids = [
+            tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts
+        ]
+        lengths[f"tokens of {model}"] = [len(prompt) for prompt in ids]
+    table = Table(
+        "length in", "median", "95 % under", "longest", title=f"Prompts ({len(prompts)} rows, spread over time)"
+    )
+    for what, values in lengths.items():
+        table.add_row(what, *(f"{value:,.0f}" for value in (np.median(values), np.quantile(values, 0.95), max(values))))
+    for numbers in table.columns[1:]:
+        numbers.justify = "right"
+    console = Console(highlight=False)
+    console.print(table)
+    if model is None:
+        console.print("in tokens: add --model NAME", markup=False)
+
+
+def _show_example(dataset: "Dataset", example_id: str, template: Any) -> None:
     found = dataset.example(example_id)
     row = found.row(0, named=True)
     (context,) = dataset.contexts(found)
-    when = f"{datetime.fromtimestamp(row['timestamp'], UTC):%Y-%m-%d %H:%M:%S} UTC"
+    when = f" at {_when(row['timestamp'])}:{row['timestamp'] % 60:02d} UTC" if dataset.info["timed"] else ""
     cold = ", cold start" if row["cold_start"] else ""
-    typer.echo(f"example {example_id}: {row['split']}{cold}, rated {row['rating']:g} at {when} (not in the prompt)")
-    for message in Template(scale=dataset.scale).messages(context):
+    typer.echo(f"example {example_id}: {row['split']}{cold}, rated {row['rating']:g}{when} (not in the prompt)")
+    for message in template.messages(context):
         typer.echo(f"\n--- {message['role']} ---\n{message['content']}")

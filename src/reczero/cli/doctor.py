@@ -105,7 +105,7 @@ def _torch(problems: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
-    from reczero.data import SOURCES
+    from reczero.data import PUBLISHED
     from reczero.files import cache_dir
     from reczero.models.packaged import PACKAGED, packaged_dir
 
@@ -121,7 +121,7 @@ def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
         "folder": str(folder),
         "disk_free": round(free, 1),
         "models": {name: (packaged_dir(name) / "config.json").is_file() for name in PACKAGED},
-        "data": {name: _holds_files(folder / "data" / name) for name in SOURCES},
+        "data": {name: _holds_files(folder / "data" / name) for name in PUBLISHED},
     }
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-PLAIN_SECONDS = 15  # between two plain lines about predictions; training steps get a line each
+PLAIN_SECONDS = 15  # between two plain lines about rows or bytes; training steps get a line each
 
 
 class Progress:
@@ -21,7 +21,7 @@ class Progress:
         self._task: Any = None
         self._what = ""
         self._began = time.perf_counter()
-        self._said = 0.0
+        self._said = self._began
 
     def __enter__(self) -> "Progress":
         if self._bars:
@@ -38,10 +38,8 @@ class Progress:
     def report(self, line: dict[str, Any]) -> None:
         """A line of metrics.jsonl, or how many rows were predicted."""
         if "predicted" in line:
-            self._move(line["what"], line["predicted"], line["of"])
-            now = time.perf_counter()
-            if not self._bars and (now - self._said >= PLAIN_SECONDS or line["predicted"] == line["of"]):
-                self._said = now
+            self.moved(line["what"], line["predicted"], line["of"])
+            if not self._bars and line["predicted"] == line["of"]:
                 self.say(f"{line['what']}: {line['predicted']} of {line['of']}")
         elif "validation_mae" in line:
             self.say(
@@ -55,6 +53,14 @@ class Progress:
                 f"step {line['step']} of {line['steps']}: reward {line['reward']:.3f}{error}, {line['seconds']:.0f} s"
             )
             self._move("training", line["step"], line["steps"])
+
+    def moved(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` of `what`: moves its bar; elsewhere a line now and then."""
+        self._move(what, done, total)
+        now = time.perf_counter()
+        if not self._bars and 0 < done < total and now - self._said >= PLAIN_SECONDS:
+            self._said = now
+            self.say(f"{what}: {done:,} of {total:,} ({done / total:.0%})")
 
     def _move(self, what: str, done: int, total: int) -> None:
         if not self._bars:

@@ -1,17 +1,22 @@
 """Ratings and texts: where they come from, how they are split, and what was known the moment before each of them."""
 
-from .dataset import Dataset, Split, spread
-from .prepare import PrepareSettings, prepare, prepare_source
-from .sources import SOURCES, Raw, Source, find_source
+from .dataset import EXAMPLES, Dataset, Split, spread
+from .prepare import LEAKS, About, Origin, prepare, prepare_source
+from .settings import PrepareSettings
+from .sources import PUBLISHED, SOURCES, Published, Source
 
 __all__ = [
+    "EXAMPLES",
+    "LEAKS",
+    "PUBLISHED",
     "SOURCES",
+    "About",
     "Dataset",
+    "Origin",
     "PrepareSettings",
-    "Raw",
+    "Published",
     "Source",
     "Split",
-    "find_source",
     "prepare",
     "prepare_source",
     "spread",

@@ -1,38 +1,27 @@
 """A prepared folder, opened: examples as tables, contexts with their texts joined, and what can be said of it all."""
 
 import hashlib
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from reczero.errors import UserError
 from reczero.files import read_json, sha256
 from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale
 
-FORMAT = 1
-FILES = ("interactions.parquet", "items.parquet", "examples.parquet")
-SPLITS = ("train", "validation", "test")
-Split = Literal["train", "validation", "test"]
+from .splits import SPLITS
+from .tables import INTERACTIONS, ITEMS
 
-INTERACTIONS: dict[str, pl.DataType] = {
-    "user_id": pl.String(),
-    "item_id": pl.String(),
-    "rating": pl.Float64(),
-    "timestamp": pl.Int64(),
-    "review": pl.String(),
-    "summary": pl.String(),
-}
-ITEMS: dict[str, pl.DataType] = {
-    "item_id": pl.String(),
-    "title": pl.String(),
-    "categories": pl.List(pl.String()),
-    "creator": pl.String(),
-    "price": pl.String(),
-    "description": pl.String(),
-}
+FORMAT = 2
+FILES = ("interactions.parquet", "items.parquet", "examples.parquet")
+QUARANTINE = "quarantine.jsonl"
+Split = Literal["train", "validation", "test"]
 
 
 def _references(other: str) -> pl.DataType:
@@ -108,27 +97,64 @@ class Dataset:
     def _scan(self, name: str) -> pl.LazyFrame:
         return pl.scan_parquet(self.path / f"{name}.parquet", glob=False)
 
-    def examples(self, split: Split | None = None, cold_start: bool | None = False) -> pl.DataFrame:
+    def examples(
+        self,
+        split: Split | None = None,
+        cold_start: bool | None = False,
+        *,
+        where: pl.Expr | None = None,
+        limit: int | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> pl.DataFrame:
         """Examples (columns as in `EXAMPLES`) in order of time, of one split or of all.
 
-        `cold_start`: False leaves out rows with too little context, True gives only those, None gives both.
+        cold_start: False leaves out rows with too little context, True gives only those, None gives both. where: only
+        rows for which it holds (not about histories). limit: only so many rows, spread evenly over time, always the
+        same. columns: only these. Without histories, or with a limit, millions of examples take little memory.
         """
-        frame = self._scan("examples")
+        slim = self._scan("examples")
         if split is not None:
             if split not in SPLITS:
                 raise ValueError(f"split {split!r} is none of {SPLITS}")
-            frame = frame.filter(pl.col("split") == split)
+            slim = slim.filter(pl.col("split") == split)
         if cold_start is not None:
-            frame = frame.filter(pl.col("cold_start") == cold_start)
-        return self._collect(frame)
+            slim = slim.filter(pl.col("cold_start") == cold_start)
+        if where is not None:
+            slim = slim.filter(where)
+        if limit is None:
+            return self._collect(slim.select(columns or list(EXAMPLES)))
+        # Chosen on a few columns; the histories are then read for the chosen rows only.
+        numbered = self._scan("examples").with_row_index("row_number")
+        ids = self._collect(slim.select("example_id", "timestamp"))
+        chosen = spread(ids, limit)
+        places = self._collect(
+            numbered.select("row_number", "example_id").join(chosen.lazy(), on="example_id", how="semi")
+        )
+        return self._rows("examples", places["row_number"], columns or list(EXAMPLES))
 
     def example(self, example_id: str) -> pl.DataFrame:
         """The one example of that id, as a table of one row."""
-        found = self._collect(self._scan("examples").filter(pl.col("example_id") == example_id))
-        if found.is_empty():
+        numbered = self._scan("examples").select("example_id").with_row_index("row_number")
+        place = self._collect(numbered.filter(pl.col("example_id") == example_id))["row_number"]
+        if place.is_empty():
             one = self._collect(self._scan("examples").select("example_id").head(1)).item()
             raise UserError(f"{self.path}: no example {example_id!r}; ids are USER:ITEM, such as {one!r}.")
-        return found
+        return self._rows("examples", place, list(EXAMPLES))
+
+    def _rows(self, name: str, rows: pl.Series, columns: Sequence[str]) -> pl.DataFrame:
+        """These rows (numbers from 0) of a file, ascending; only the row groups that hold any are read, one at a time."""
+        wanted = np.unique(rows.to_numpy())
+        try:
+            with pq.ParquetFile(self.path / f"{name}.parquet") as file:
+                groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+                begins = np.concatenate([[0], np.cumsum(groups)])
+                parts = [file.schema_arrow.empty_table().select(list(columns))]
+                for group in np.unique(np.searchsorted(begins, wanted, side="right") - 1):
+                    inside = wanted[(wanted >= begins[group]) & (wanted < begins[group + 1])] - begins[group]
+                    parts.append(file.read_row_group(int(group), columns=list(columns)).take(pa.array(inside)))
+        except (OSError, pa.ArrowException) as error:
+            raise UserError(f"{self.path}: damaged ({_first_line(error)}); prepare the data set again.") from error
+        return pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
 
     def contexts(self, examples: pl.DataFrame) -> list[Context]:
         """The context of each row of `examples`, in their order: the only place where texts join the references.
@@ -166,10 +192,9 @@ class Dataset:
         """(summary, review) of those interactions that have either."""
         if not self.info["counts"]["texts"]:
             return {}
-        found = self._scan("interactions").select("summary", "review").with_row_index("row")
-        wanted = rows.cast(pl.UInt32).to_frame("row").lazy()
-        frame = self._collect(found.join(wanted, on="row", how="semi"))
-        return {row: (summary, review) for row, summary, review in frame.select("row", "summary", "review").iter_rows()}
+        wanted = rows.unique().sort()
+        frame = self._rows("interactions", wanted, ("summary", "review"))
+        return dict(zip(wanted, frame.iter_rows(), strict=True))  # type: ignore[arg-type]
 
     def _items(self, ids: pl.Series) -> dict[str, Item]:
         wanted = ids.to_frame("item_id").lazy()
@@ -193,7 +218,8 @@ class Dataset:
         """
         counts = self.info["counts"]
         ratings = self._scan("interactions").group_by("rating").len().sort("rating")
-        shown = pl.col("user_history").list.len() + pl.col("item_history").list.len()
+        history = self.info["settings"]["history"]
+        shown = pl.min_horizontal("user_count", history) + pl.min_horizontal("item_count", history)
         splits = (
             self._scan("examples")
             .group_by("split")

@@ -1,78 +1,83 @@
-"""From interactions and items to a prepared folder: sort, split, and the context as of the moment before each row.
+"""From raw files to a prepared folder: read and check, order, split, context, write. All of it or nothing.
 
-Nothing here is quadratic and nothing grows with the length of texts: contexts are computed on four slim columns, and
-histories hold references (`row` in interactions.parquet), written in slices. Texts are joined when a prompt is made.
+Texts never stay in memory: they are staged on disk while the rows are read, and written in order of time at the end.
 """
 
-from dataclasses import dataclass
+import difflib
+import hashlib
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reczero import __version__
 from reczero.errors import UserError
+from reczero.fetch import download
 from reczero.files import atomic_dir, cache_dir, sha256, write_json
 from reczero.reasoning import Scale
 
-from .dataset import FILES, FORMAT, INTERACTIONS, ITEMS, SPLITS, Dataset
-from .sources import find_source
+from .context import Ratings, contexts, write_examples
+from .dataset import FILES, FORMAT, QUARANTINE, Dataset
+from .raw import Quarantine, RawFile, Report, silent
+from .settings import PrepareSettings
+from .sources import PUBLISHED, SOURCES, Given, Raw
+from .splits import NONE, SPLITS, choose_targets, split_rows
+from .staging import Staging
+from .tables import INTERACTIONS, ITEMS, Checker, Clock, ScaleRule, check_items
 
-SLICE = 100_000  # examples held in memory at a time while writing, and rows in a Parquet row group
+ROWS = 20_000  # rows in a Parquet row group with texts: what is read at a time when a prompt is made
+STAGED = ".staged"
+LEAKS = "split random leaks: an example's context may hold what happened after it; take another split for any claim"
 
 
-class PrepareSettings(BaseModel):
-    """How to make examples; the same names in a recipe's `data` section and on the command line."""
+@dataclass(frozen=True)
+class Origin:
+    """Which data set, or which files, and how to read them; the keys of a recipe's `data` section and of `data prepare`.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    `dataset`: a name of `reczero data list`, fetched unless it is there; or `source` and the files. `reviews` and
+    `items` are paths or URLs, and stand in the place of the data set's own files. `columns`: ours -> theirs.
+    """
 
-    split: Literal["time"] = Field(
-        default="time", description="how to split: 'time' cuts all rows, in time order, in three"
-    )
-    train: float = Field(default=0.8, gt=0, le=1, description="share of the rows, the oldest, to train on")
-    validation: float = Field(
-        default=0.1, ge=0, lt=1, description="share of the rows after those, to choose a checkpoint on"
-    )
-    test: float = Field(default=0.1, ge=0, lt=1, description="share of the rows, the newest, to report on")
-    k_core: int = Field(default=0, ge=0, description="targets only of users and items with this many ratings; 0 is off")
-    history: int = Field(
-        default=10, ge=1, description="how many of the newest earlier ratings a context shows, on each side"
-    )
-    min_user_history: int = Field(
-        default=1, ge=0, description="fewer earlier ratings by the user make a row a cold start"
-    )
-    min_item_history: int = Field(
-        default=1, ge=0, description="fewer earlier ratings of the item make a row a cold start"
-    )
-    min_context: int = Field(
-        default=5, ge=0, description="fewer shown ratings, both sides together, make a row a cold start"
-    )
+    dataset: str | None = None
+    source: str | None = None
+    reviews: str | None = None
+    items: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    scale: str | None = None
+    encoding: str = "utf-8"
+    time_format: str | None = None
 
-    @model_validator(mode="after")
-    def _possible(self) -> "PrepareSettings":
-        total = self.train + self.validation + self.test
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"train, validation and test must sum to 1, not {total:g}")
-        if self.min_context > 2 * self.history:
-            raise ValueError(f"min_context {self.min_context} is more than two histories of {self.history} can show")
-        return self
+
+@dataclass(frozen=True)
+class About:
+    """Where the rows came from, for dataset.json."""
+
+    name: str = "table"
+    source: str = ""
+    licence: str = ""
+    inputs: Mapping[str, str] = field(default_factory=dict)  # name of a file that was read -> SHA-256
+    asked: Mapping[str, Any] = field(default_factory=dict)
 
 
 def prepare_source(
-    name: str, out: Path, settings: PrepareSettings | None = None, archive: str | None = None
+    origin: Origin | str, out: Path, settings: PrepareSettings | None = None, report: Report = silent
 ) -> Dataset:
-    """Fetch the source called `name` unless it is cached, and prepare it in folder `out`.
+    """Find or fetch the files of `origin` (a name alone is a data set's), and prepare them in folder `out`.
 
     A folder that already holds exactly this (same files read, same settings, same version of reczero) is used as it is.
+    Raises UserError.
     """
     settings = settings or PrepareSettings()
-    source = find_source(name)
-    raw = source.read(source.fetch(cache_dir(), archive))
-    made = _provenance(name, source.home, source.licence, raw.scale, settings, raw.inputs)
+    origin = Origin(dataset=origin) if isinstance(origin, str) else origin
+    _check_replaceable(out)
+    source, given, about = _locate(origin, report)
+    made = _provenance(about, settings)
     if (out / "dataset.json").is_file():
         try:
             there = Dataset.open(out)
@@ -80,10 +85,7 @@ def prepare_source(
                 return there
         except UserError:
             pass  # damaged or of an older format: made anew below
-    return prepare(
-        raw.interactions, raw.items, raw.scale, out, settings,
-        name=name, source=source.home, licence=source.licence, inputs=raw.inputs,
-    )  # fmt: skip
+    return prepare_raw(SOURCES[source].read(given, report), out, settings, about, report)
 
 
 def prepare(
@@ -92,59 +94,173 @@ def prepare(
     scale: Scale,
     out: Path,
     settings: PrepareSettings | None = None,
-    *,
-    name: str = "table",
-    source: str = "",
-    licence: str = "",
-    inputs: dict[str, str] | None = None,
+    about: About | None = None,
 ) -> Dataset:
-    """Write interactions.parquet, items.parquet, examples.parquet and dataset.json to `out`, all or nothing.
+    """`prepare_raw` of tables in memory: user_id, item_id, rating, timestamp, and review and summary where there are.
 
-    Takes tables as in `sources.Raw`; columns beyond those are dropped. The same rows in another order give the same
-    bytes. Of repeated ratings of an item by a user the earliest is kept. `k_core` chooses which rows become examples,
-    and the fractions cut those in order of (timestamp, user, item); contexts rest on all rows, whatever their split.
-    Raises UserError for missing columns, bad values, no rows left, or an `out` that holds something else.
+    `items` needs item_id and title, and may have the other columns of `ITEMS`. Raises UserError.
     """
-    settings = settings or PrepareSettings()
+    for what, frame, needed in (
+        ("interactions", interactions, ("user_id", "item_id", "rating", "timestamp")),
+        ("items", items, ("item_id", "title")),
+    ):
+        if missing := [name for name in needed if name not in frame.columns]:
+            raise UserError(f"{what}: no column {', '.join(missing)}; there are {', '.join(frame.columns) or 'none'}.")
+    quarantine = Quarantine()
+    files = RawFile(Path(), "interactions", quarantine), RawFile(Path(), "items", quarantine)
+    numbered = (frame.with_columns(line=pl.int_range(1, pl.len() + 1)) for frame in (interactions, items))
+    raw = Raw([next(numbered)], [next(numbered)], ScaleRule.of(scale), Clock(), {}, True, False, *files)
+    return prepare_raw(raw, out, settings or PrepareSettings(), about or About())
+
+
+def prepare_raw(raw: Raw, out: Path, settings: PrepareSettings, about: About, report: Report = silent) -> Dataset:
+    """Write interactions.parquet, items.parquet, examples.parquet, dataset.json and, where there were bad rows,
+    quarantine.jsonl to `out`, all or nothing.
+
+    The same rows in another order give the same bytes. Of repeated ratings of an item by a user the earliest is kept.
+    Which rows become examples, and their split, is settled by `settings`; contexts rest on all rows that were earlier.
+    Raises UserError for too many bad rows, no rows left, or an `out` that holds something else.
+    """
     _check_replaceable(out)
-    ratings, users, things = _ordered(_checked(interactions, scale))
-    catalogue, bare = _catalogue(items, ratings)
-    targets = _k_core(users, things, settings.k_core)
-    cuts = [round(len(targets) * share) for share in (settings.train, settings.train + settings.validation)]
-    splits = np.repeat(np.array(SPLITS), np.diff([0, *cuts, len(targets)]))
-
-    columns = _targets(ratings, users, things, targets, splits, settings)
-    counts: dict[str, int] = {
-        "users": ratings["user_id"].n_unique(),
-        "items": ratings["item_id"].n_unique(),
-        "interactions": ratings.height,
-        "repeats_dropped": interactions.height - ratings.height,
-        "texts": ratings.select((pl.col("review").is_not_null() | pl.col("summary").is_not_null()).sum()).item(),
-        "items_without_title": bare,
-        "examples": len(targets),
-    }
-    for split in SPLITS:
-        inside = splits == split
-        counts[split] = int(inside.sum())
-        counts[f"{split}_cold_start"] = int((columns.cold_start & inside).sum())
-
+    if not raw.timed and settings.split != "random":
+        raise UserError(
+            f"{raw.reviews.name or 'interactions'}: no column for the time, so what was known before a rating can't be told. "
+            "Name it: --columns timestamp=… ; or take --split random, which leaks."
+        )
+    quarantine = raw.reviews.quarantine
     with atomic_dir(out, ours="dataset.json") as folder:
-        _write(folder / "interactions.parquet", ratings)
-        _write(folder / "items.parquet", catalogue)
-        _write_examples(folder / "examples.parquet", ratings, columns, settings.history)
-        info = _provenance(name, source, licence, scale, settings, inputs or {})
+        (folder / STAGED).mkdir()
+        texts = Staging(folder / STAGED / "texts", {name: INTERACTIONS[name] for name in ("review", "summary")})
+        check = Checker(raw.scale, raw.reviews, raw.clock, raw.timed, raw.unescape)
+        rows, read = _read(raw.interactions, check, texts)
+        quarantine.check("interactions", read, settings.max_bad)
+        if not read:
+            raise UserError(f"{raw.reviews.name or 'interactions'}: the table has no rows.")
+        scale = raw.scale.settle(rows["rating"])
+        ratings, kept = _ordered(rows, raw.timed, settings.seed)
+        with_text = int(rows["text"].gather(kept).is_not_null().sum())
+        del rows
+        report("writing interactions", 0, len(ratings))
+        _write_interactions(folder / "interactions.parquet", ratings, kept, read, texts if with_text else None, report)
+
+        staged = Staging(folder / STAGED / "items", ITEMS)
+        listed = _stage_items(raw, staged)
+        quarantine.check("items", listed.height, settings.max_bad)
+        bare = _write_items(folder / "items.parquet", listed, staged, ratings.item_ids)
+
+        targets = choose_targets(ratings.users, ratings.items, ratings.user_ids, settings)
+        split = split_rows(targets, ratings.users, ratings.timestamp, settings, raw.timed)
+        examples = contexts(ratings, split, settings)
+        write_examples(
+            folder / "examples.parquet", ratings, examples, settings, lambda n, of: report("writing examples", n, of)
+        )
+        cold = examples.cold_start(settings)
+        counts: dict[str, Any] = {
+            "users": len(ratings.user_ids),
+            "items": len(ratings.item_ids),
+            "interactions": len(ratings),
+            "repeats_dropped": read - len(ratings),
+            "texts": with_text,
+            "items_without_title": bare,
+            "quarantined": quarantine.counts("interactions"),
+            "items_quarantined": quarantine.counts("items"),
+            "examples": len(targets),
+        }
+        for number, name in enumerate(SPLITS):
+            counts[name] = int((split == number).sum())
+            counts[f"{name}_cold_start"] = int(cold[examples.split == number].sum())
+        shutil.rmtree(folder / STAGED)
+        quarantine.save(folder / QUARANTINE)
+        found = dict(raw.found)
+        if raw.timed:
+            found["times"] = raw.clock.found or "none"
+        else:
+            found["times"] = "none: rows stand in a shuffled order, which counts as their time"
+        info = _provenance(about, settings) | {"scale": scale.to_dict(), "found": found, "timed": raw.timed}
         info |= {"counts": counts, "files": {file: sha256(folder / file) for file in FILES}}
         write_json(folder / "dataset.json", info)
     return Dataset.open(out)
 
 
-def _provenance(
-    name: str, source: str, licence: str, scale: Scale, settings: PrepareSettings, inputs: dict[str, str]
-) -> dict[str, object]:
+# --- what to read ----------------------------------------------------------------------------------------------------
+
+
+def _locate(origin: Origin, report: Report) -> tuple[str, Given, About]:
+    """The source, its files on this machine, and where they came from. Raises UserError."""
+    name = origin.source or origin.dataset
+    published = PUBLISHED.get(origin.dataset or "")
+    if name is None or (origin.source is None and published is None and name not in SOURCES):
+        known = {**PUBLISHED, **SOURCES}
+        near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(known)}."
+        raise UserError(f"no data set or source is called {name!r}; {hint} `reczero data list` shows them all.")
+    source = origin.source or (published.source if published else name)
+    if source not in SOURCES:
+        near = difflib.get_close_matches(source.lower(), SOURCES, n=3, cutoff=0.4)
+        raise UserError(
+            f"no source is called {source!r}; "
+            + (f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(SOURCES)}.")
+        )
+    if origin.reviews is None:
+        if published is None or origin.source is not None:
+            raise UserError(
+                f"source {source}: name its files with --reviews (and --items). It takes {SOURCES[source].reviews}."
+            )
+        given = published.fetch(cache_dir())
+    else:
+        given = Given(_local(origin.reviews))
+    if origin.items is not None or origin.reviews is not None:
+        given = Given(given.reviews, _local(origin.items) if origin.items else None)
+    given = Given(given.reviews, given.items, origin.columns, origin.scale, origin.encoding, origin.time_format)
+    _check_encoding(origin.encoding)
+    known_as = published.name if published else given.reviews.name.split(".")[0] if source == "table" else source
+    home, licence = (published.home, published.licence) if published else ("", "")
+    asked = {
+        "source": source, "columns": dict(origin.columns), "scale": origin.scale, "encoding": origin.encoding,
+        "time_format": origin.time_format,
+    }  # fmt: skip
+    return source, given, About(known_as, home, licence, _hashes(given, report), asked)
+
+
+def _check_encoding(name: str) -> None:
+    try:
+        "".encode(name)
+    except LookupError:
+        raise UserError(
+            f"encoding {name!r}: is none; write utf-8, latin-1, cp1252 or another name of Python's."
+        ) from None
+
+
+def _local(place: str) -> Path:
+    """A path as it is; a URL fetched to the cache, once."""
+    if not place.startswith(("http://", "https://")):
+        path = Path(place).expanduser()
+        if not path.exists():
+            raise UserError(f"{path}: no such file; check the path.")
+        return path
+    name = place.split("?")[0].rstrip("/").rsplit("/", 1)[-1] or "download"
+    path = cache_dir() / "downloads" / hashlib.sha256(place.encode()).hexdigest()[:12] / name
+    return path if path.is_file() else download(place, path, None)
+
+
+def _hashes(given: Given, report: Report) -> dict[str, str]:
+    """Base name -> SHA-256 of every file that is read."""
+    found: dict[str, str] = {}
+    for path in (given.reviews, given.items):
+        if path is None:
+            continue
+        for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else (path,):
+            report(f"checking {file.name}", 0, 1)
+            found[file.name] = sha256(file)
+    return found
+
+
+def _provenance(about: About, settings: PrepareSettings) -> dict[str, Any]:
     """The part of dataset.json that is known before the work. No clock in it: the same input gives the same bytes."""
     return {
-        "format": FORMAT, "name": name, "source": source, "licence": licence, "scale": scale.to_dict(),
-        "settings": settings.model_dump(), "inputs": inputs, "created_by": f"reczero {__version__}",
+        "format": FORMAT, "name": about.name, "source": about.source, "licence": about.licence,
+        "asked": dict(about.asked), "settings": settings.model_dump(), "inputs": dict(about.inputs),
+        "created_by": f"reczero {__version__}",
     }  # fmt: skip
 
 
@@ -155,248 +271,169 @@ def _check_replaceable(out: Path) -> None:
     if not out.is_dir():
         raise UserError(f"{out}: is a file; choose another --out.")
     names = {path.name for path in out.iterdir()}
-    foreign = sorted(names - {*FILES, "dataset.json"})
+    foreign = sorted(names - {*FILES, QUARANTINE, "dataset.json"})
     if foreign or (names and "dataset.json" not in names):
         raise UserError(f"{out}: holds other files ({', '.join(sorted(foreign or names)[:3])}); choose another --out.")
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- interactions ----------------------------------------------------------------------------------------------------
 
 
-def _cast(frame: pl.DataFrame, schema: dict[str, pl.DataType], required: tuple[str, ...], what: str) -> pl.DataFrame:
-    """The columns of `schema`, typed; optional ones that are missing come as nulls."""
-    missing = [column for column in required if column not in frame.columns]
-    if missing:
-        raise UserError(f"{what}: no column {', '.join(missing)}; there are {', '.join(frame.columns) or 'none'}.")
-    try:
-        return frame.select(
-            (pl.col(column) if column in frame.columns else pl.lit(None)).cast(kind).alias(column)
-            for column, kind in schema.items()
+def _read(batches: Iterable[pl.DataFrame], check: Checker, texts: Staging) -> tuple[pl.DataFrame, int]:
+    """The rows without their texts, in the order of reading: ids, rating, timestamp, and `text`, a hash of review and
+    summary (null where there are none); and how many they are. The texts are staged."""
+    slim = []
+    for batch in batches:
+        good = check(batch)
+        texts.add(good)
+        some = pl.any_horizontal(pl.col("review", "summary").is_not_null())
+        slim.append(
+            good.select(
+                "user_id",
+                "item_id",
+                "rating",
+                "timestamp",
+                text=pl.when(some).then(pl.struct("review", "summary").hash()),
+            )
         )
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{what}: a column has the wrong type: {str(error).splitlines()[0]}.") from error
+    texts.close()
+    if not slim:
+        kinds = {name: INTERACTIONS[name] for name in ("user_id", "item_id", "rating", "timestamp")}
+        return pl.DataFrame(schema=kinds | {"text": pl.UInt64()}), 0
+    rows = pl.concat(slim)
+    return rows, rows.height
 
 
-def _blank_to_null(*columns: str) -> pl.Expr:
-    return pl.when(pl.col(*columns).str.strip_chars() != "").then(pl.col(*columns))
-
-
-def _checked(interactions: pl.DataFrame, scale: Scale) -> pl.DataFrame:
-    """Typed interactions, every one with user, item, a rating on the scale, and a time; UserError otherwise."""
-    if "timestamp" in interactions.columns and interactions.schema["timestamp"].is_temporal():
-        raise UserError("interactions: timestamp holds dates; give whole Unix seconds.")
-    frame = _cast(interactions, INTERACTIONS, ("user_id", "item_id", "rating", "timestamp"), "interactions")
-    if frame.is_empty():
-        raise UserError("interactions: the table has no rows.")
-    faults = {
-        "without user_id": pl.col("user_id").is_null() | (pl.col("user_id") == ""),
-        "without item_id": pl.col("item_id").is_null() | (pl.col("item_id") == ""),
-        f"with a rating off the scale {scale.min:g}-{scale.max:g}": ~pl.col("rating")
-        .is_between(scale.min, scale.max)
-        .fill_null(False),
-        "without a time": pl.col("timestamp").is_null(),
-    }
-    for fault, rows in frame.select(**{name: rows.sum() for name, rows in faults.items()}).row(0, named=True).items():
-        if rows:
-            first = frame.select(faults[fault].arg_max()).item()
-            raise UserError(f"interactions: {rows:,} rows {fault}; the first is row {first}. Mend or remove them.")
-    return frame.with_columns(_blank_to_null("review", "summary"))
-
-
-def _rank(ids: pl.Series) -> pl.DataFrame:
-    """A table of the distinct ids and their rank (int32): numbers by value, before all other ids, by their bytes.
+def _ranked(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The distinct ids in order, and each row's place among them (int32): numbers by value, before all other ids, which
+    come by their bytes.
 
     The order of two ids never depends on which other ids there are: an id that turns up later must not reorder ties in
     what was shown before.
     """
-    column = pl.col(ids.name)
+    distinct = ids.unique().to_frame().sort(*_id_order(pl.col(ids.name)))
+    codes = ids.to_frame().join(
+        distinct.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("code")),
+        on=ids.name,
+        how="left",
+        maintain_order="left",
+    )
+    return distinct.to_series(), codes["code"].to_numpy()
+
+
+def _id_order(column: pl.Expr) -> list[pl.Expr]:
     number = column.str.contains(r"^[0-9]+$")
     digits = column.str.strip_chars_start("0")
-    return (
-        ids.unique()
-        .to_frame()
-        .sort(
-            ~number,
-            pl.when(number).then(digits.str.len_bytes()),
-            pl.when(number).then(digits),
-            column,
-        )
-        .with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("rank"))
-    )
+    return [~number, pl.when(number).then(digits.str.len_bytes()), pl.when(number).then(digits), column]
 
 
-def _rank_of(ids: pl.Series) -> pl.Series:
-    return ids.to_frame().join(_rank(ids), on=ids.name, how="left", maintain_order="left")["rank"]
+def _ordered(rows: pl.DataFrame, timed: bool, seed: int) -> tuple[Ratings, np.ndarray]:
+    """Rows by (time, user, item) without repeats, and which of the rows read each of them is.
 
-
-def _ordered(frame: pl.DataFrame) -> tuple[pl.DataFrame, np.ndarray, np.ndarray]:
-    """Rows by (time, user, item) without repeats, and each row's user and item as whole numbers.
-
-    Repeats of one second and rating are told apart by a hash of their texts, so that input order never matters.
+    Repeats of one second and rating are told apart by a hash of their texts, so that input order never matters. Rows
+    without times are shuffled, and their places stand for the time.
     """
-    slim = frame.select(
-        "timestamp",
-        "rating",
-        user=_rank_of(frame["user_id"]),
-        item=_rank_of(frame["item_id"]),
-        text=pl.struct("review", "summary").hash(),
-        at=pl.int_range(pl.len(), dtype=pl.UInt32),
+    user_ids, users = _ranked(rows["user_id"])
+    item_ids, items = _ranked(rows["item_id"])
+    slim = rows.select(
+        "timestamp", "rating", "text", user=pl.Series(users), item=pl.Series(items), at=pl.int_range(pl.len())
     )
     slim = slim.sort("timestamp", "user", "item", "rating", "text")
     slim = slim.unique(["user", "item"], keep="first", maintain_order=True)
-    return frame[slim["at"]], slim["user"].to_numpy(), slim["item"].to_numpy()
+    if not timed:
+        slim = slim[np.random.default_rng(seed).permutation(slim.height)]
+        slim = slim.with_columns(timestamp=pl.int_range(pl.len()))
+    columns = (slim[name].to_numpy() for name in ("user", "item", "rating", "timestamp"))
+    return Ratings(user_ids, item_ids, *columns), slim["at"].to_numpy()
 
 
-def _catalogue(items: pl.DataFrame, ratings: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """One row an item, by id, and how many had no title: those are called by their id."""
-    frame = _cast(items, ITEMS, ("item_id", "title"), "items").filter(pl.col("item_id").is_not_null())
-    texts = ("title", "creator", "price", "description")
-    frame = frame.with_columns(
-        _blank_to_null(*texts),
-        pl.col("categories").list.drop_nulls().fill_null([]),
-    )
-    # Of two rows for one item, the same one whatever the order they came in.
-    frame = frame.sort("item_id", *texts, pl.col("categories").list.join("\0"), nulls_last=True).unique(
-        "item_id", keep="first", maintain_order=True
-    )
-    rated = ratings.select(pl.col("item_id").unique())
-    frame = frame.join(rated, on="item_id", how="full", coalesce=True)
-    bare = frame.select((pl.col("title").is_null() & pl.col("item_id").is_in(rated["item_id"].implode())).sum()).item()
-    frame = frame.with_columns(pl.col("title").fill_null(pl.col("item_id")), pl.col("categories").fill_null([]))
-    return frame.join(_rank(frame["item_id"]), on="item_id").sort("rank").select(*ITEMS), bare
-
-
-def _k_core(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
-    """Rows (ascending) left when users and items with fewer than `k` of them are removed again and again."""
-    rows = np.arange(len(users))
-    while k > 1:
-        enough = (np.bincount(users[rows])[users[rows]] >= k) & (np.bincount(items[rows])[items[rows]] >= k)
-        if enough.all():
-            break
-        rows = rows[enough]
-        if not len(rows):
-            raise UserError(
-                f"k_core {k} leaves no rows: no users and items are that densely rated; choose a lower one."
-            )
-    return rows
-
-
-# --- the context as of the moment before ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Past:
-    """What one side (all users, or all items) knew before each row: row `r`'s past is
-    `order[start[r] : start[r] + count[r]]`, oldest first, and `average[r]` is the mean of its ratings (NaN if none)."""
-
-    order: np.ndarray
-    start: np.ndarray
-    count: np.ndarray
-    average: np.ndarray
-
-
-def _past(keys: np.ndarray, timestamps: np.ndarray, ratings: np.ndarray) -> _Past:
-    """The strictly earlier rows of the same key. Rows come in time order; rows of one time see none of each other."""
-    order = np.argsort(keys, kind="stable")
-    key, time = keys[order], timestamps[order]
-    place = np.arange(len(order))
-    new_key = np.concatenate([[True], key[1:] != key[:-1]])
-    new_time = new_key | np.concatenate([[True], time[1:] != time[:-1]])
-    start = np.maximum.accumulate(np.where(new_key, place, 0))
-    end = np.maximum.accumulate(np.where(new_time, place, 0))  # the first row of this time: all before it is earlier
-    # Summed within the key: a running sum over all rows would let other keys into the last bits.
-    running = pl.DataFrame({"key": key, "rating": ratings[order]}).select(pl.col("rating").cum_sum().over("key"))
-    sums = running.to_series().to_numpy()
-    count = end - start
-    average = np.full(len(order), np.nan)
-    known = count > 0
-    average[known] = sums[end[known] - 1] / count[known]
-
-    by_row = np.empty_like(order)
-    by_row[order] = place
-    return _Past(order, start[by_row], count[by_row], average[by_row])
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """The examples without their histories: row numbers in interactions, and what is known of each."""
-
-    rows: np.ndarray
-    splits: np.ndarray
-    cold_start: np.ndarray
-    user: _Past
-    item: _Past
-
-
-def _targets(
-    ratings: pl.DataFrame,
-    users: np.ndarray,
-    items: np.ndarray,
-    rows: np.ndarray,
-    splits: np.ndarray,
-    settings: PrepareSettings,
-) -> _Columns:
-    time, rating = ratings["timestamp"].to_numpy(), ratings["rating"].to_numpy()
-    user, item = _past(users, time, rating), _past(items, time, rating)
-    by_user, by_item = user.count[rows], item.count[rows]
-    shown = np.minimum(by_user, settings.history) + np.minimum(by_item, settings.history)
-    cold = (
-        (by_user < settings.min_user_history) | (by_item < settings.min_item_history) | (shown < settings.min_context)
-    )
-    return _Columns(rows, splits, cold, user, item)
-
-
-def _write_examples(path: Path, ratings: pl.DataFrame, columns: _Columns, history: int) -> None:
-    column = {name: ratings[name].to_arrow() for name in ("user_id", "item_id", "rating", "timestamp")}
-    # The user's part is escaped so that the first colon ends it: two pairs of ids never make the same example_id.
-    example_id = ratings.select(
-        pl.col("user_id").str.replace_all("%", "%25", literal=True).str.replace_all(":", "%3A", literal=True)
-        + ":"
-        + pl.col("item_id")
-    ).to_series().to_arrow()  # fmt: skip
-
-    def references(past: _Past, rows: np.ndarray, other: str) -> pa.Array:
-        shown = np.minimum(past.count[rows], history)
-        ends = np.cumsum(shown)
-        # Runs of `shown` consecutive places, each ending where the row's past ends.
-        first = past.start[rows] + past.count[rows] - shown
-        places = np.arange(ends[-1]) + np.repeat(first - (ends - shown), shown)
-        past_rows = past.order[places]
-        fields = {"row": pa.array(past_rows, pa.int64())}
-        fields |= {name: column[name].take(pa.array(past_rows)) for name in (other, "rating", "timestamp")}
-        entries = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
-        return pa.LargeListArray.from_arrays(pa.array(np.concatenate([[0], ends])), entries)
-
-    def average(past: _Past, rows: np.ndarray) -> pa.Array:
-        return pa.array(past.average[rows], mask=past.count[rows] == 0)
-
+def _write_interactions(
+    path: Path, ratings: Ratings, kept: np.ndarray, read: int, texts: Staging | None, report: Report
+) -> None:
+    """interactions.parquet. `kept`: which of the `read` rows each is; `texts` is None where there are none at all."""
+    position = np.full(read, -1, np.int64)
+    position[kept] = np.arange(len(kept))
+    user_ids, item_ids = ratings.user_ids.to_arrow(), ratings.item_ids.to_arrow()
+    nothing = pl.DataFrame(schema={name: INTERACTIONS[name] for name in ("review", "summary")})
+    empty = nothing.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    if texts is None:
+        parts = (
+            pa.table([pa.nulls(min(ROWS, len(kept) - begin), kind) for kind in empty.types], schema=empty)
+            for begin in range(0, len(kept), ROWS)
+        )
+    else:
+        parts = texts.ordered(position, ROWS)
     writer: pq.ParquetWriter | None = None
+    begin = 0
     try:
-        for begin in range(0, len(columns.rows), SLICE):
-            part = slice(begin, begin + SLICE)
-            rows = columns.rows[part]
-            at = pa.array(rows)
+        for part in parts:
+            inside = slice(begin, begin + part.num_rows)
+            begin += part.num_rows
             table = pa.table(
                 {
-                    "example_id": example_id.take(at),
-                    **{name: values.take(at) for name, values in column.items()},
-                    "split": pa.array(columns.splits[part]),
-                    "user_history": references(columns.user, rows, "item_id"),
-                    "item_history": references(columns.item, rows, "user_id"),
-                    "cold_start": pa.array(columns.cold_start[part]),
-                    "user_avg": average(columns.user, rows),
-                    "item_avg": average(columns.item, rows),
-                    "user_count": pa.array(columns.user.count[rows], pa.int64()),
-                    "item_count": pa.array(columns.item.count[rows], pa.int64()),
+                    "user_id": user_ids.take(pa.array(ratings.users[inside])),
+                    "item_id": item_ids.take(pa.array(ratings.items[inside])),
+                    "rating": pa.array(ratings.rating[inside]),
+                    "timestamp": pa.array(ratings.timestamp[inside]),
+                    "review": part["review"],
+                    "summary": part["summary"],
                 }
             )
             writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table, row_group_size=SLICE)
+            writer.write_table(table, row_group_size=ROWS)
+            report("writing interactions", begin, len(kept))
     finally:
         if writer is not None:
             writer.close()
 
 
-def _write(path: Path, frame: pl.DataFrame) -> None:
-    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
-    pq.write_table(table, path, compression="zstd", row_group_size=SLICE)
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+def _stage_items(raw: Raw, staged: Staging) -> pl.DataFrame:
+    """item_id, title and a hash of all else of every row of the item table, in the order of reading; the rows staged."""
+    slim = [pl.DataFrame(schema={"item_id": pl.String, "title": pl.String, "rest": pl.UInt64})]
+    for batch in raw.items:
+        good = check_items(batch, raw.item_file, raw.unescape)
+        staged.add(good)
+        rest = pl.struct(pl.col("categories").list.join("\0"), "creator", "price", "description").hash()
+        slim.append(good.select("item_id", "title", rest=rest))
+    staged.close()
+    return pl.concat(slim)
+
+
+def _write_items(path: Path, listed: pl.DataFrame, staged: Staging, rated: pl.Series) -> int:
+    """items.parquet: one row an item, by id, the unrated ones too. Returns how many rated ones had no title: those are
+    called by their id."""
+    # Of two rows for one item, the same one whatever the order they came in; one with a title if there is any.
+    best = (
+        listed.with_row_index("at")
+        .sort("item_id", "title", "rest", nulls_last=True)
+        .unique("item_id", keep="first", maintain_order=True)
+    )
+    unlisted = rated.filter(~rated.is_in(best["item_id"].implode()))
+    bare = len(unlisted) + best.filter(pl.col("title").is_null(), pl.col("item_id").is_in(rated.implode())).height
+    columns = pl.concat([best.select("item_id", "at"), unlisted.alias("item_id").to_frame()], how="diagonal")
+    columns = columns.sort(*_id_order(pl.col("item_id")))
+
+    position = np.full(listed.height, -1, np.int64)
+    known = columns["at"].is_not_null()
+    position[columns["at"].drop_nulls().to_numpy()] = np.flatnonzero(known.to_numpy())
+    schema = pl.DataFrame(schema=ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        # The listed ones come in their order; between them stand those of which nothing is known.
+        listed_rows = staged.ordered(position, ROWS) if known.any() else iter(())
+        waiting = pl.DataFrame(schema=ITEMS)
+        for begin in range(0, columns.height, ROWS):
+            part = columns[begin : begin + ROWS]
+            here = int(part["at"].is_not_null().sum())
+            while waiting.height < here:
+                waiting = pl.concat([waiting, pl.DataFrame(pl.from_arrow(next(listed_rows))).cast(ITEMS)])
+            rows = part.select("item_id").join(waiting[:here], on="item_id", how="left", maintain_order="left")
+            waiting = waiting[here:]
+            rows = rows.with_columns(pl.col("title").fill_null(pl.col("item_id")), pl.col("categories").fill_null([]))
+            writer.write_table(rows.select(*ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema))
+    return bare
+
+
+__all__ = ["LEAKS", "NONE", "About", "Origin", "prepare", "prepare_raw", "prepare_source"]

@@ -31,10 +31,10 @@ def load_policy(name: str | Path, dtype: str = "float32") -> tuple[PreTrainedMod
     if isinstance(place, Path) and (place / ADAPTER).is_file():
         return _load_adapter(place, dtype)
 
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(name)
     with quiet(), _told(name):
-        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         model, found = AutoModelForCausalLM.from_pretrained(
             place,
             dtype=dtype,
@@ -44,13 +44,26 @@ def load_policy(name: str | Path, dtype: str = "float32") -> tuple[PreTrainedMod
         )
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise UserError(f"model {name}: {len(missing)} weights are missing, {missing[0]} among them; get it anew")
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), tokenizer
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a policy, as `load_policy` gives it, without its weights. Raises UserError."""
+    place = resolve_model(name)
+    if isinstance(place, Path) and (place / ADAPTER).is_file() and not (place / "tokenizer_config.json").is_file():
+        return load_tokenizer(_base_of(place))
+
+    from transformers import AutoTokenizer
+
+    with quiet(), _told(name):
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise UserError(f"model {name}: its tokenizer has no chat template; choose an instruction-tuned model")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "left"
-    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model.eval(), tokenizer
+    return tokenizer
 
 
 def export_model(run_model_dir: Path, out: Path) -> Path:
@@ -68,11 +81,15 @@ def export_model(run_model_dir: Path, out: Path) -> Path:
     return out
 
 
-def _load_adapter(folder: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _base_of(folder: Path) -> str:
     base = read_json(folder / ADAPTER).get("base_model_name_or_path")
     if not base:
         raise UserError(f"model {folder}: its {ADAPTER} names no base model")
-    model, tokenizer = load_policy(base, dtype)
+    return base
+
+
+def _load_adapter(folder: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load_policy(_base_of(folder), dtype)
 
     from peft import PeftModel
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reczero.data import PrepareSettings
+from reczero.data import Origin, PrepareSettings
 from reczero.reasoning import RewardName, TemplateSettings
 
 Positive = Annotated[int, Field(ge=1)]
@@ -15,10 +15,37 @@ class Section(BaseModel):
 
 
 class DataRecipe(PrepareSettings):
-    dataset: str = Field("ml-100k", description="a source's name (`reczero data list`) or a prepared folder")
+    dataset: str = Field("ml-100k", description="a data set's name (`reczero data list`) or a prepared folder")
+    source: str | None = Field(None, description="how to read `reviews`, instead of a data set: table, amazon2018, …")
+    reviews: str | None = Field(None, description="file or URL of the ratings and reviews")
+    items: str | None = Field(None, description="file or URL of what is known of the items")
+    columns: dict[str, str] = Field({}, description="columns of a table: user, item, rating, timestamp, title, …")
+    scale: str | None = Field(None, description="rating scale, MIN-MAX or MIN-MAX:STEP; null finds out")
+    encoding: str = Field("utf-8", description="of text files")
+    time_format: str | None = Field(None, description="s, ms, us, ns or a strftime format; null finds out")
     train_examples: Positive | None = Field(
-        None, description="train on this many rows, spread evenly over the training period; null for all"
+        None,
+        description="train on this many rows, spread evenly over the training period, always the same; null for all",
     )
+
+    @property
+    def origin(self) -> Origin:
+        """Which files to read, and how."""
+        return Origin(
+            None if self.source else self.dataset, self.source, self.reviews, self.items, self.columns, self.scale,
+            self.encoding, self.time_format,
+        )  # fmt: skip
+
+    @property
+    def settings(self) -> PrepareSettings:
+        """How to make examples of them."""
+        return PrepareSettings(**{key: getattr(self, key) for key in PrepareSettings.model_fields})
+
+    @model_validator(mode="after")
+    def _files(self) -> "DataRecipe":
+        if self.source and not self.reviews:
+            raise ValueError(f"source {self.source} needs reviews, the file to read")
+        return self
 
 
 class Lora(Section):

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import GRPOConfig
 
-from reczero.data import Dataset, PrepareSettings, Split, prepare_source, spread
+from reczero.data import EXAMPLES, Dataset, Split, prepare_source
 from reczero.errors import UserError
 from reczero.evaluation import metrics
 from reczero.evaluation.compare import finish_comparison
@@ -44,13 +44,13 @@ class Part(NamedTuple):
 
 
 def prepared(recipe: Recipe) -> Dataset:
-    """The recipe's data set: a prepared folder as it is, or a source, prepared once in the cache for these settings."""
+    """The recipe's data set: a prepared folder as it is, or files, prepared once in the cache for these settings."""
     name = recipe.data.dataset
-    if (Path(name) / "dataset.json").is_file():
+    if recipe.data.source is None and (Path(name) / "dataset.json").is_file():
         return Dataset.open(Path(name))
-    settings = PrepareSettings(**{key: getattr(recipe.data, key) for key in PrepareSettings.model_fields})
-    mark = hashlib.sha256(settings.model_dump_json().encode()).hexdigest()[:8]
-    return prepare_source(name, cache_dir() / "prepared" / f"{Path(name).name}-{mark}", settings)
+    origin, settings = recipe.data.origin, recipe.data.settings
+    mark = hashlib.sha256(f"{origin} {settings.model_dump_json()}".encode()).hexdigest()[:8]
+    return prepare_source(origin, cache_dir() / "prepared" / f"{origin.source or Path(name).name}-{mark}", settings)
 
 
 def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
@@ -64,12 +64,11 @@ def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
     enough = (pl.col("user_count") >= e.min_user_history) & (pl.col("item_count") >= e.min_item_history)
     parts: dict[str, Part] = {}
     for split, count in counts.items():
-        rows = data.examples(split).filter(enough)
+        rows = data.examples(split, where=enough, limit=count)
         if rows.is_empty():
             raise UserError(
                 f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history."
             )
-        rows = rows if count is None else spread(rows, count)
         if split == "train" and rows.height < (step := recipe.training.groups_per_step):
             raise UserError(f"data.train_examples: {rows.height} rows are fewer than training.groups_per_step, {step}.")
         parts[split] = Part(rows, data.contexts(rows))
@@ -104,10 +103,16 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
             _grpo(run, policy, data, parts, recipe, say, report)
     best = load(recipe, data.scale, run.path / "model")
     _predict(run, best, parts["test"], recipe.method, recipe, say, report)
-    finish_comparison(out, data.examples("train", cold_start=None), data.scale)
+    finish_comparison(out, _without_histories(data, "train"), data.scale)
     write_report(out)
     run.save(finished=True)
     return run
+
+
+def _without_histories(data: Dataset, split: Split) -> pl.DataFrame:
+    """All rows of a split, cold starts too, as baselines are fitted on them."""
+    columns = [name for name in EXAMPLES if not name.endswith("_history")]
+    return data.examples(split, cold_start=None, columns=columns)
 
 
 def load(recipe: Recipe, scale: Scale, model: Path | str | None = None) -> Policy:
@@ -178,7 +183,7 @@ def _grpo(
         + (f", from {checkpoint.name}" if checkpoint else "")
     )
 
-    fallback = float(np.median(data.examples("train", cold_start=None)["rating"]))  # as the comparison scores failures
+    fallback = float(np.median(_without_histories(data, "train")["rating"]))  # as the comparison scores failures
 
     def validate() -> dict[str, float]:
         part = parts["validation"]

@@ -1,22 +1,14 @@
-"""The data sets we know how to get and read: one file each, listed here."""
+"""The publishers whose files we read (`SOURCES`), and the data sets that we know by name (`PUBLISHED`)."""
 
-import difflib
+from .amazon import Amazon2014, Amazon2018, Amazon2023
+from .base import Given, Raw, Source
+from .movielens import MovieLens
+from .published import PUBLISHED, Published
+from .table import Imdb, Table
+from .yelp import Yelp
 
-from reczero.errors import UserError
+SOURCES: dict[str, Source] = {
+    source.name: source for source in (MovieLens(), Amazon2014(), Amazon2018(), Amazon2023(), Yelp(), Imdb(), Table())
+}
 
-from .base import Raw, Source
-from .movielens import MovieLens100K
-
-SOURCES: dict[str, Source] = {source.name: source for source in (MovieLens100K(),)}
-
-
-def find_source(name: str) -> Source:
-    """The source called `name`; a UserError names the nearest ones when there is none."""
-    if name in SOURCES:
-        return SOURCES[name]
-    near = difflib.get_close_matches(name.lower(), SOURCES, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(SOURCES)}."
-    raise UserError(f"no data source is called {name!r}; {hint} `reczero data list` shows them all.")
-
-
-__all__ = ["SOURCES", "Raw", "Source", "find_source"]
+__all__ = ["PUBLISHED", "SOURCES", "Given", "Published", "Raw", "Source"]

@@ -1,48 +1,105 @@
 """What a data source is. A new one is a file in this folder with a subclass, and its place in `SOURCES`."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import polars as pl
 
-from reczero.reasoning import Scale
+from reczero.errors import UserError
+
+from ..raw import Layout, Quarantine, RawFile, Report, column_names, read_columns, silent
+from ..tables import Clock, ScaleRule
+
+NEEDED = ("user_id", "item_id", "rating", "timestamp")
+ITEM_COLUMNS = ("title", "categories", "creator", "price", "description")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The files to read, on this machine, and what the user said of them.
+
+    `columns`: our name -> theirs, where the user settled it; `scale` MIN-MAX[:STEP]; `time_format` as in `Clock`.
+    """
+
+    reviews: Path
+    items: Path | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+    scale: str | None = None
+    encoding: str = "utf-8"
+    time_format: str | None = None
 
 
 class Raw(NamedTuple):
-    """A data set as its publisher ships it, in our column names, not yet sorted or split.
+    """A data set as its publisher ships it, under our column names, not yet typed, sorted or split; read when iterated.
 
-    `interactions`: user_id, item_id (str), rating (float), timestamp (Unix seconds), optional review, summary (str).
-    `items`: item_id, title (str), optional categories (list of str), creator, price, description (str). Never anything
-    that publishers compute over all time (star averages, review counts): it would leak the future.
-    `inputs`: SHA-256 of every file that was read, by name.
+    `items` never holds what publishers compute over all time (star averages, review counts): it would leak the future.
+    `found`: what was guessed or found in the files, to be shown. `timed`: whether the rows have times at all.
     """
 
-    interactions: pl.DataFrame
-    items: pl.DataFrame
-    scale: Scale
-    inputs: dict[str, str]
+    interactions: Iterable[pl.DataFrame]
+    items: Iterable[pl.DataFrame]
+    scale: ScaleRule
+    clock: Clock
+    found: dict[str, str]
+    timed: bool = True
+    unescape: bool = False
+    reviews: RawFile = RawFile(Path())  # whose rows the interactions are, for the quarantine
+    item_file: RawFile = RawFile(Path(), "items")
 
 
 class Source(ABC):
-    """How to get and read one data set."""
+    """How to read one publisher's files."""
 
     name: ClassVar[str]
     title: ClassVar[str]
-    home: ClassVar[str]
-    size: ClassVar[str]
-    scale: ClassVar[Scale]
-    licence: ClassVar[str]
-    how_to_get: ClassVar[str]
+    reviews: ClassVar[str]  # what `--reviews` takes, in words
+    items: ClassVar[str]
+    scale: ClassVar[str]
 
     @abstractmethod
-    def fetch(self, cache: Path, archive: str | None = None) -> Path:
-        """Bring the files to `cache` unless they are there, and return what `read` takes.
+    def read(self, given: Given, report: Report = silent) -> Raw:
+        """The data set from its files. Raises UserError when they are not in a known layout."""
 
-        `archive` is a local path or a URL of the publisher's own archive; None takes the default way.
-        Raises UserError when nothing could be had, with what to do.
-        """
 
-    @abstractmethod
-    def read(self, path: Path) -> Raw:
-        """The data set from a file or folder; UserError, with file and line, when it is not in a known layout."""
+class Fixed(Source):
+    """A publisher whose columns always have the same names."""
+
+    review_columns: ClassVar[dict[str, str]]
+    item_columns: ClassVar[dict[str, str]]
+    time_format: ClassVar[str | None] = "s"
+    literal: ClassVar[bool] = False
+    unescape: ClassVar[bool] = False
+
+    def read(self, given: Given, report: Report = silent) -> Raw:
+        if given.columns:
+            raise UserError(f"--columns: the columns of {self.name} are known; for other tables take --source table.")
+        quarantine = Quarantine()
+        reviews = RawFile(given.reviews, "interactions", quarantine, report, (), given.encoding)
+        file = RawFile(given.items or Path(), "items", quarantine, report, (), given.encoding)
+        self._expect(reviews, self.review_columns, NEEDED)
+        interactions = read_columns(reviews, self.review_columns, None, self.literal)
+        items: Iterable[pl.DataFrame] = ()
+        if given.items is not None:
+            self._expect(file, self.item_columns, ("item_id", "title"))
+            items = map(self.item_batch, read_columns(file, self.item_columns, None, self.literal))
+        rule = ScaleRule.parse(given.scale or self.scale)
+        clock = Clock(given.time_format or self.time_format)
+        return Raw(interactions, items, rule, clock, {}, True, self.unescape, reviews, file)
+
+    def item_batch(self, raw: pl.DataFrame) -> pl.DataFrame:
+        return raw
+
+    def _expect(self, file: RawFile, columns: Mapping[str, str], needed: Sequence[str]) -> None:
+        there = column_names(file)
+        missing = [columns[name] for name in needed if columns[name] not in there]
+        if missing:
+            raise UserError(
+                f"{file.path}: not {file.table} of {self.name}: no {', '.join(missing)}; "
+                f"there are {', '.join(there[:12]) or 'no keys'}. See `reczero data list` for the sources."
+            )
+
+
+__all__ = ["ITEM_COLUMNS", "NEEDED", "Fixed", "Given", "Layout", "Raw", "Source"]
