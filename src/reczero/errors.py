@@ -1,5 +1,8 @@
 """The one exception that a user is meant to read."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """A mistake or circumstance that the user can mend.
@@ -7,3 +10,10 @@ class UserError(Exception):
     The message says what is wrong, where, and what to do; the command line prints it without a traceback and exits
     with code 2. Anything else that escapes is a defect of ours and keeps its traceback.
     """
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
+    """What to tell for a name of data that is none: the nearest ones, or all of them."""
+    near = difflib.get_close_matches(str(name).lower(), list(known), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(known)}."
+    return UserError(f"no {what} is called {name!r}; {hint} `reczero data list` shows them all.")

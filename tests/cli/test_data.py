@@ -1,5 +1,6 @@
 """`reczero data`: what a user types and sees."""
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -8,8 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from reczero.cli.data import app
-from reczero.data import PrepareSettings
-from reczero.data.sources import movielens
+from reczero.data import PUBLISHED, PrepareSettings
 from reczero.errors import UserError
 
 
@@ -18,7 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small copy of ml-100k in the publisher's layout: 6 users rate 10 films, one a second."""
     monkeypatch.setenv("RECZERO_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr(movielens, "RATINGS", 60)
+    monkeypatch.setitem(PUBLISHED, "ml-100k", dataclasses.replace(PUBLISHED["ml-100k"], rows=60))
     folder = tmp_path / "ml-100k"
     folder.mkdir()
     flags = "|".join(["0", "1", *["0"] * 17])
@@ -70,14 +70,14 @@ def test_mistakes_are_one_line_and_leave_nothing(folder: Path, tmp_path: Path) -
     out = tmp_path / "out"
     assert "did you mean ml-100k" in refused("prepare", "ml100k", "--out", out)
     assert "no such file" in refused("prepare", "ml-100k", "--out", out, "--archive", tmp_path / "nothing.zip")
-    said = refused("prepare", "ml-100k", "--out", out, "--history", 0, "--split", "random")
-    assert "--split" in said and "--history" in said and "(given: random)" in said
+    said = refused("prepare", "ml-100k", "--out", out, "--history", 0, "--split", "latest")
+    assert "--split" in said and "--history" in said and "(given: latest)" in said
     assert "must sum to 1" in refused("prepare", "ml-100k", "--out", out, "--train", 0.9)
     assert "k_core 50" in refused("prepare", "ml-100k", "--out", out, "--archive", folder, "--k-core", 50)
     assert not out.exists()
     assert "not a prepared data set" in refused("show", tmp_path)
     assert "no such folder" in refused("show", out)
-    assert run("prepare", "ml-100k", "--out", out).exit_code == 0
+    assert run("prepare", "ml-100k", "--out", out, "--reviews", folder).exit_code == 0
     assert "no example '1-2'" in refused("show", out, "--example", "1-2")
 
 

@@ -101,7 +101,7 @@ def test_what_is_not_a_prepared_folder_is_refused(small: Dataset, tmp_path: Path
     refused("not ours")
     info.write_text(json.dumps(json.loads(text) | {"format": 99}))
     refused("format 99")
-    info.write_text(json.dumps({"format": 1, "name": "x", "scale": {"min": 5, "max": 1}}))
+    info.write_text(json.dumps({"format": 2, "name": "x", "scale": {"min": 5, "max": 1}}))
     refused("dataset.json")
     info.write_text(text)
 

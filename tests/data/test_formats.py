@@ -141,8 +141,10 @@ def split_rows(kept: list[Row], targets: list[int], choice: Choice) -> dict[int,
     return {n: "train" if i < cuts[0] else "validation" if i < cuts[1] else "test" for i, n in enumerate(targets)}
 
 
-def may_see(mine: str, other: str, split: str) -> bool:
-    """Whether the context of an example of the split `mine` may hold a row of the split `other`."""
+def may_see(mine: str, other: str | None, split: str) -> bool:
+    """Whether a context of the split `mine` may hold a row of the split `other`, None for what is no example."""
+    if other is None:
+        return True
     if split == "random":
         return other == "train"
     if split == "leave-last-k":
@@ -159,7 +161,7 @@ def expected(kept: list[Row], n: int, splits: dict[int, str], choice: Choice) ->
         for m, row in enumerate(kept)
         if row.timestamp < target.timestamp
         and (row.user == target.user or row.item == target.item)
-        and (choice.split == "time" or may_see(splits[n], splits[m], choice.split))
+        and (choice.split == "time" or may_see(splits[n], splits.get(m), choice.split))
     ]
     by_user = [(m, row) for m, row in past if row.user == target.user]
     of_item = [(m, row) for m, row in past if row.item == target.item]
@@ -1178,6 +1180,8 @@ CHOICES = {
     "leave last": Choice(split="leave-last-k", leave_last=1),
     "leave last 2": Choice(split="leave-last-k", leave_last=2, history=4),
     "leave last 4": Choice(split="leave-last-k", leave_last=4),
+    "leave last of users": Choice(split="leave-last-k", leave_last=1, users=6),
+    "leave last of a core": Choice(split="leave-last-k", leave_last=2, k_core=4),
     "core": Choice(k_core=4),
     "users": Choice(users=4, seed=7),
     "all users": Choice(users=1000),

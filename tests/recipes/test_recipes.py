@@ -2,14 +2,16 @@
 
 import pytest
 
+from reczero.data import PUBLISHED, Origin
 from reczero.errors import UserError
 from reczero.recipes import Recipe, load_recipe, shipped, to_yaml
 
 NAMES = list(shipped())
+BENCHMARKS = ["amazon-book", "amazon-music", "yelp", "imdb"]
 
 
 def test_the_promised_recipes_are_shipped():
-    assert {"quickstart", "reczero-7b", "reczero-1gpu"} <= set(NAMES)
+    assert {"quickstart", "reczero-7b", "reczero-1gpu", *BENCHMARKS} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,7 +22,43 @@ def test_shipped_recipes_load_say_how_they_run_and_survive_writing_out(name, tmp
     assert load_recipe(tmp_path / "again.yaml") == recipe
 
 
-@pytest.mark.parametrize("name", ["reczero-7b", "reczero-1gpu"])
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_benchmarks_are_data_sets_that_we_know_prepared_as_in_the_paper(name):
+    data = load_recipe(name).data
+    assert data.origin.dataset == name in PUBLISHED and data.split == "time" and data.history == 10
+    assert (data.min_user_history, data.min_item_history, data.min_context) == (1, 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        ("{source: table}", "source table needs reviews"),
+        ("{dataset: x, columns: 3}", "data.columns"),
+        ("{validation_from: 2020-01-01}", "go together"),
+        ("{validation_from: 2020-01-01, test_from: 2019-01-01}", "must be before"),
+        ("{validation_from: soon, test_from: 2019-01-01}", "not a date"),
+        ("{split: random, validation_from: 2018-01-01, test_from: 2019-01-01}", "are for split time"),
+        ("{max_bad: 2}", "data.max_bad"),
+    ],
+)
+def test_impossible_data_is_told(data, says, tmp_path):
+    (tmp_path / "r.yaml").write_text(f"method: reczero\ndata: {data}\n")
+    with pytest.raises(UserError, match=says):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_the_data_section_names_files_and_how_to_read_them(tmp_path):
+    (tmp_path / "r.yaml").write_text(
+        "method: reczero\ndata:\n  source: table\n  reviews: a.csv\n  items: b.csv\n  columns: {user: who}\n"
+        "  scale: 0-10\n  test_from: 2019-01-01\n  validation_from: 2018-01-01 10:30:00\n"
+    )
+    data = load_recipe(tmp_path / "r.yaml").data
+    assert data.origin == Origin(None, "table", "a.csv", "b.csv", {"user": "who"}, "0-10")
+    assert (data.settings.validation_from, data.settings.test_from) == ("2018-01-01 10:30:00", "2019-01-01")
+    assert load_recipe("quickstart").data.origin == Origin("ml-100k")
+
+
+@pytest.mark.parametrize("name", ["reczero-7b", "reczero-1gpu", *BENCHMARKS])
 def test_paper_defaults(name):
     recipe = load_recipe(name)
     assert (recipe.rollout.group_size, recipe.rollout.temperature, recipe.training.kl) == (8, 1.0, 0.0)

@@ -49,16 +49,12 @@ def fetch(
 
     Example: reczero data fetch ml-100k
     """
-    import difflib
-
     from reczero.data import PUBLISHED
-    from reczero.errors import UserError
+    from reczero.errors import unknown
     from reczero.files import cache_dir
 
     if name not in PUBLISHED:
-        near = difflib.get_close_matches(name.lower(), PUBLISHED, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(PUBLISHED)}."
-        raise UserError(f"no data set is called {name!r}; {hint} `reczero data list` shows them all.")
+        raise unknown("data set", name, PUBLISHED)
     known = PUBLISHED[name]
     given = known.fetch(cache_dir(), archive)
     files = ", ".join(str(path) for path in (given.reviews, given.items) if path)
@@ -164,59 +160,49 @@ def prepare(
 
     Example: reczero data prepare ml-100k --out data/ml-100k
 
-    Example: reczero data prepare --source amazon2018 --reviews Books_5.json.gz --items meta_Books.json.gz --out data/books
+    Example: reczero data prepare --source amazon2018 --reviews Books_5.json.gz --items meta_Books.json.gz
 
     Example: reczero data prepare --source table --reviews ratings.csv --items films.csv --out data/mine
     """
     from pydantic import ValidationError
 
     from reczero.cli.progress import Progress
-    from reczero.data import PUBLISHED, SOURCES, Origin, PrepareSettings, prepare_source
+    from reczero.data import PUBLISHED, SOURCES, prepare_source
     from reczero.errors import UserError
-    from reczero.recipes import load_recipe, shipped
+    from reczero.recipes import DataRecipe, load_recipe, shipped
 
-    options: dict[str, Any] = dict(
-        split=split, train=train, validation=validation, test=test, validation_from=validation_from,
-        test_from=test_from, leave_last=leave_last, users=users, k_core=k_core, history=history,
-        min_user_history=min_user_history, min_item_history=min_item_history, min_context=min_context,
-        max_bad=max_bad, seed=seed,
-    )  # fmt: skip
-    if (
-        name
-        and not recipe
-        and name not in {**PUBLISHED, **SOURCES}
-        and (name.endswith((".yaml", ".yml")) or name in shipped())
-    ):
+    is_data = name in {**PUBLISHED, **SOURCES}
+    if name and not recipe and not is_data and (name in shipped() or name.endswith((".yaml", ".yml"))):
         name, recipe = None, name
-    told = load_recipe(recipe).data if recipe else None
-    if told is None and name is None and source is None:
+    if not (name or recipe or source):
         if reviews is None:
             raise UserError("what is to be prepared? Name a data set, or --source and --reviews, or --recipe.")
         source = "table"
-    chosen = {key: value for key, value in options.items() if value is not None}
+    options: dict[str, Any] = dict(
+        dataset=name, source=source, reviews=reviews, items=items, columns=_columns(columns), scale=scale,
+        encoding=encoding, time_format=time_format, split=split, train=train, validation=validation, test=test,
+        validation_from=validation_from, test_from=test_from, leave_last=leave_last, users=users, k_core=k_core,
+        history=history, min_user_history=min_user_history, min_item_history=min_item_history,
+        min_context=min_context, max_bad=max_bad, seed=seed,
+    )  # fmt: skip
+    told = load_recipe(recipe).data.model_dump() if recipe else {}
     try:
-        settings = PrepareSettings(**(told.settings.model_dump() if told else {}) | chosen)
+        data = DataRecipe(**told | {key: value for key, value in options.items() if value is not None})
     except ValidationError as error:
         raise UserError("; ".join(_mistake(e) for e in error.errors())) from error
-    base = told.origin if told else Origin()
-    origin = Origin(
-        name or base.dataset if not (source and told) else None, source or base.source, reviews or base.reviews,
-        items or base.items, _columns(columns) or base.columns, scale or base.scale, encoding or base.encoding,
-        time_format or base.time_format,
-    )  # fmt: skip
-    if name in SOURCES and name not in PUBLISHED and source is None:
-        origin = Origin(None, name, *list(vars(origin).values())[2:])
     folder = out or Path("data") / (name or (Path(recipe).stem if recipe else "") or source or "table")
     with Progress() as progress:
-        dataset = prepare_source(origin, folder, settings, progress.moved)
+        dataset = prepare_source(data.origin, folder, data.settings, progress.moved)
     _tell(dataset)
 
 
-def _columns(text: str | None) -> dict[str, str]:
+def _columns(text: str | None) -> dict[str, str] | None:
     """`user=a,item=b` -> {"user": "a", "item": "b"}."""
     from reczero.errors import UserError
 
-    pairs = [part.split("=", 1) for part in (text or "").split(",") if part.strip()]
+    if text is None:
+        return None
+    pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
     if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
         raise UserError(f"--columns {text}: write user=THEIRS,item=THEIRS and so on.")
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
@@ -339,7 +325,7 @@ def _when(seconds: int) -> str:
 
 
 def _show_lengths(dataset: "Dataset", template: Any, model: str | None) -> None:
-    """How long prompts are, over rows spread evenly over time: in characters, and in tokens of a model if there is one."""
+    """How long prompts are, of rows spread over time: in characters, and in tokens of a model if there is one."""
     import numpy as np
     from rich.console import Console
     from rich.table import Table
@@ -358,9 +344,7 @@ def _show_lengths(dataset: "Dataset", template: Any, model: str | None) -> None:
             tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=False) for prompt in prompts
         ]
         lengths[f"tokens of {model}"] = [len(prompt) for prompt in ids]
-    table = Table(
-        "length in", "median", "95 % under", "longest", title=f"Prompts ({len(prompts)} rows, spread over time)"
-    )
+    table = Table("length in", "median", "95 % under", "longest", title=f"Prompts of {len(prompts)} rows")
     for what, values in lengths.items():
         table.add_row(what, *(f"{value:,.0f}" for value in (np.median(values), np.quantile(values, 0.95), max(values))))
     for numbers in table.columns[1:]:

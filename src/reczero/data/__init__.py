@@ -1,7 +1,8 @@
 """Ratings and texts: where they come from, how they are split, and what was known the moment before each of them."""
 
 from .dataset import EXAMPLES, Dataset, Split, spread
-from .prepare import LEAKS, About, Origin, prepare, prepare_source
+from .origin import About, Origin
+from .prepare import LEAKS, prepare, prepare_source
 from .settings import PrepareSettings
 from .sources import PUBLISHED, SOURCES, Published, Source
 

@@ -142,7 +142,7 @@ class Dataset:
         return self._rows("examples", place, list(EXAMPLES))
 
     def _rows(self, name: str, rows: pl.Series, columns: Sequence[str]) -> pl.DataFrame:
-        """These rows (numbers from 0) of a file, ascending; only the row groups that hold any are read, one at a time."""
+        """These rows (numbers from 0) of a file, ascending. Only row groups that hold any are read, one at a time."""
         wanted = np.unique(rows.to_numpy())
         try:
             with pq.ParquetFile(self.path / f"{name}.parquet") as file:
@@ -194,7 +194,7 @@ class Dataset:
             return {}
         wanted = rows.unique().sort()
         frame = self._rows("interactions", wanted, ("summary", "review"))
-        return dict(zip(wanted, frame.iter_rows(), strict=True))  # type: ignore[arg-type]
+        return dict(zip(wanted, frame.iter_rows(), strict=True))
 
     def _items(self, ids: pl.Series) -> dict[str, Item]:
         wanted = ids.to_frame("item_id").lazy()

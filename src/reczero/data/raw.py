@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from reczero.errors import UserError
 
-BATCH = 50_000  # rows in memory at a time while reading
+BATCH = 20_000  # rows in memory at a time while reading
 SIMPLE = frozenset({"user_id", "item_id", "rating", "timestamp", "review", "summary"})  # never lists
 SNIPPET = 500  # characters of a bad row that the quarantine keeps
 
@@ -166,7 +166,7 @@ class RawFile:
 
     def kind(self) -> Literal["json", "text", "parquet"]:
         """By what stands in it. UserError for what we do not read."""
-        start = self.beginning(1 << 12)
+        start = self.beginning()
         if start[:4] == b"PAR1":
             return "parquet"
         if start[:2] in (b"\xff\xfe", b"\xfe\xff") and not self.encoding.lower().startswith("utf-16"):
@@ -179,7 +179,8 @@ class RawFile:
             )
         if not text:
             raise UserError(f"{self.path}: is empty.")
-        return "json" if text[:1] == "{" else "text"
+        lines = [line.lstrip() for line in text.splitlines()[:20]]  # the first of them may be a broken one
+        return "json" if 2 * sum(line[:1] == "{" for line in lines) >= len(lines) else "text"
 
 
 @contextmanager
@@ -197,7 +198,7 @@ def _unpacked(file: BinaryIO, raw: RawFile) -> Iterator[BinaryIO]:
 
 
 def _member(archive: zipfile.ZipFile, raw: RawFile) -> str:
-    """The one file in a .zip that is meant. RuntimeError (a password) is told like damage."""
+    """The one file in a .zip that is meant. UserError where that is not clear."""
     names = [info.filename for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
     for wanted in raw.member:
         found = [name for name in names if Path(name).name == wanted]
@@ -306,7 +307,7 @@ def _json_batches(file: RawFile, columns: Mapping[str, str], literal: bool) -> I
         (name, str | int | float | None if name in SIMPLE else Any, msgspec.field(name=key, default=None))
         for name, key in columns.items()
     ]
-    row_type = msgspec.defstruct("Row", fields, gc=False)  # type: ignore[arg-type]
+    row_type = msgspec.defstruct("Row", fields, gc=False)
     decode = msgspec.json.Decoder(row_type).decode
 
     def rows() -> Iterator[tuple[int, Any]]:
@@ -340,7 +341,7 @@ def _literal(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-# --- separated text ----------------------------------------------------------------------------------------------------
+# --- separated text -----------------------------------------------------------------------------------------------
 
 
 class _Lines:
@@ -447,7 +448,7 @@ def _not_text(value: str) -> bool:
     return False
 
 
-# --- Parquet -----------------------------------------------------------------------------------------------------------
+# --- Parquet ------------------------------------------------------------------------------------------------------
 
 
 def _parquet(file: RawFile) -> pq.ParquetFile:

@@ -33,6 +33,7 @@ ITEMS: dict[str, pl.DataType] = {
 
 # Unix seconds of the years 1 to 9999: what a date can show.
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799
+_OLDEST_DATE = -2_208_988_800  # 1900: before it stand years of two digits, misread
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DATES = (
     "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z",
@@ -81,20 +82,20 @@ class ScaleRule:
     def settle(self, ratings: pl.Series) -> Scale:
         """The scale of these ratings (all within `low` and `high`). UserError where no likely one holds them."""
         low, high = self.low, self.high
-        found_low, found_high = ratings.min(), ratings.max()
+        found = ratings.unique().to_numpy()
         if not self.settled:
-            fitting = [ends for ends in self.likely if ends[0] <= found_low and found_high <= ends[1]]  # type: ignore[operator]
+            fitting = [ends for ends in self.likely if ends[0] <= found.min() and found.max() <= ends[1]]
             if not fitting:
                 raise UserError(
-                    f"ratings run from {found_low:g} to {found_high:g}, which is no usual scale; "
+                    f"ratings run from {found.min():g} to {found.max():g}, which is no usual scale; "
                     "name it with --scale MIN-MAX[:STEP]."
                 )
             low, high = fitting[0]
         if self.step is not None:
             return Scale(low, high, self.step)
-        places = (ratings.unique() - low).to_numpy()
         for step in (1.0, 0.5, 0.25, 0.2, 0.1, 0.05):
-            if step <= high - low and bool((abs(places / step - (places / step).round()) < 1e-6).all()):
+            places = (found - low) / step
+            if step <= high - low and (abs(places - places.round()) < 1e-6).all():
                 return Scale(low, high, step)
         return Scale(low, high, min(0.01, high - low))
 
@@ -162,7 +163,7 @@ class Clock:
             column = pl.select(left.alias(times.name)).to_series()
             found = column.str.to_datetime(form, time_unit="us", strict=False)
             read = read.fill_null(found.dt.epoch("s"))
-        return read
+        return read.set(read < _OLDEST_DATE, None)
 
 
 def _none(like: pl.Series) -> pl.Series:
@@ -286,7 +287,7 @@ def _numbers(column: pl.Series) -> pl.Series:
     return numbers.set(~numbers.is_finite(), None)
 
 
-# --- items -------------------------------------------------------------------------------------------------------------
+# --- items --------------------------------------------------------------------------------------------------------
 
 
 def labels(value: Any) -> list[str]:

@@ -85,6 +85,10 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
         say(f"{out}: this run is finished; reusing it")
         return run
     data = prepared(recipe)
+    for key in sorted(recipe.data.model_fields_set & data.info["settings"].keys()):
+        asked, made = getattr(recipe.data, key), data.info["settings"][key]
+        if asked != made:
+            say(f"data.{key}: the recipe says {asked}, {data.path} was prepared with {made}, which counts")
     parts = select(recipe, data)
     say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
     policy = load(recipe, data.scale)

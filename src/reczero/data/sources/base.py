@@ -1,7 +1,7 @@
 """What a data source is. A new one is a file in this folder with a subclass, and its place in `SOURCES`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -59,6 +59,10 @@ class Source(ABC):
     items: ClassVar[str]
     scale: ClassVar[str]
 
+    def files(self, given: Given) -> list[Path]:
+        """What `read` reads."""
+        return [path for path in (given.reviews, given.items) if path is not None]
+
     @abstractmethod
     def read(self, given: Given, report: Report = silent) -> Raw:
         """The data set from its files. Raises UserError when they are not in a known layout."""
@@ -79,11 +83,11 @@ class Fixed(Source):
         quarantine = Quarantine()
         reviews = RawFile(given.reviews, "interactions", quarantine, report, (), given.encoding)
         file = RawFile(given.items or Path(), "items", quarantine, report, (), given.encoding)
-        self._expect(reviews, self.review_columns, NEEDED)
+        expect(self, reviews, [self.review_columns[name] for name in NEEDED])
         interactions = read_columns(reviews, self.review_columns, None, self.literal)
         items: Iterable[pl.DataFrame] = ()
         if given.items is not None:
-            self._expect(file, self.item_columns, ("item_id", "title"))
+            expect(self, file, [self.item_columns[name] for name in ("item_id", "title")])
             items = map(self.item_batch, read_columns(file, self.item_columns, None, self.literal))
         rule = ScaleRule.parse(given.scale or self.scale)
         clock = Clock(given.time_format or self.time_format)
@@ -92,14 +96,15 @@ class Fixed(Source):
     def item_batch(self, raw: pl.DataFrame) -> pl.DataFrame:
         return raw
 
-    def _expect(self, file: RawFile, columns: Mapping[str, str], needed: Sequence[str]) -> None:
-        there = column_names(file)
-        missing = [columns[name] for name in needed if columns[name] not in there]
-        if missing:
-            raise UserError(
-                f"{file.path}: not {file.table} of {self.name}: no {', '.join(missing)}; "
-                f"there are {', '.join(there[:12]) or 'no keys'}. See `reczero data list` for the sources."
-            )
+
+def expect(source: Source, file: RawFile, needed: Iterable[str], layout: Layout | None = None) -> None:
+    """UserError, naming all that are missing, where a file lacks columns that its publisher always has."""
+    there = column_names(file, layout)
+    if missing := [name for name in needed if name not in there]:
+        raise UserError(
+            f"{file.path}: not {file.table} of {source.name}: no {', '.join(missing)}; "
+            f"there are {', '.join(there[:12]) or 'no keys'}. See `reczero data list` for the sources."
+        )
 
 
-__all__ = ["ITEM_COLUMNS", "NEEDED", "Fixed", "Given", "Layout", "Raw", "Source"]
+__all__ = ["ITEM_COLUMNS", "NEEDED", "Fixed", "Given", "Layout", "Raw", "Source", "expect"]

@@ -18,7 +18,7 @@ from reczero.errors import UserError
 
 from ..raw import Layout, Quarantine, RawFile, Report, read_columns, silent
 from ..tables import Clock, ScaleRule
-from .base import Given, Raw, Source
+from .base import Given, Raw, Source, expect
 
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -59,12 +59,18 @@ class MovieLens(Source):
     items = "with a file of ratings: u.item, movies.dat or movies.csv; found by itself beside it"
     scale = "1-5 or 0.5-5"
 
+    def files(self, given: Given) -> list[Path]:
+        _, ratings, films = locate(given.reviews, given.items)
+        genres = ratings.with_name("u.genre")
+        return [path for path in dict.fromkeys((ratings, films, genres)) if path is not None and path.is_file()]
+
     def read(self, given: Given, report: Report = silent) -> Raw:
         if given.columns:
             raise UserError(f"--columns: the columns of {self.name} are known; for other tables take --source table.")
         edition, ratings, films = locate(given.reviews, given.items)
         quarantine = Quarantine()
         file = RawFile(ratings, "interactions", quarantine, report, (edition.ratings,))
+        expect(self, file, edition.columns, edition.layout)
         names = dict(zip(("user_id", "item_id", "rating", "timestamp"), edition.columns, strict=True))
         interactions = read_columns(file, names, edition.layout)
         film_file = RawFile(films or Path(), "items", quarantine, report, (edition.films,))
@@ -134,14 +140,15 @@ def _films(edition: _Edition, file: RawFile) -> Iterator[pl.DataFrame]:
         file.encoding = "latin-1"
         yield from map(_flagged(_genres(file)), read_columns(file, _flags(), Layout("|", False, False)))
     elif edition.films == "ml-100k.item":
-        names = ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq")
-        columns = dict(zip(("item_id", "title", "year", "categories"), names, strict=True))
+        columns = {
+            "item_id": "item_id:token", "title": "movie_title:token_seq", "year": "release_year:token",
+            "categories": "class:token_seq",
+        }  # fmt: skip
         yield from map(_packaged, read_columns(file, columns, layout))
     else:
-        names = _BY_PLACE[:3] if edition.films == "movies.dat" else ("movieId", "title", "genres")
+        columns = {"item_id": "movieId", "title": "title", "categories": "genres"}
         if edition.films == "movies.dat":
-            file.encoding = _encoding(file)
-        columns = dict(zip(("item_id", "title", "categories"), names, strict=True))
+            file.encoding, columns = _encoding(file), {"item_id": "#1", "title": "#2", "categories": "#3"}
         yield from map(_without_no_genre, read_columns(file, columns, layout))
 
 

@@ -69,7 +69,7 @@ class Published:
         folder = cache / "data" / self.name
         paths = [folder / part.file for part in self.parts]
         if all(path.is_file() for path in paths):
-            return Given(*paths)
+            return self._given(folder)
         if self.source == "movielens" and folder.is_dir():
             try:
                 locate(folder)
@@ -113,18 +113,22 @@ class Published:
                 with atomic_file(folder / part.file) as path:
                     self._download(str(part.url), path, part.md5)
                     if part is self.reviews:
-                        self._count(path)
+                        self.check(path)
             except UserError as error:
                 raise UserError(
                     f"could not get {self.name}: {tried}{error} Or download {part.url} elsewhere and put it at "
                     f"{folder / part.file}."
                 ) from error
-        return Given(*(folder / part.file for part in self.parts))
+        return self._given(folder)
+
+    def _given(self, folder: Path) -> Given:
+        return Given(folder / self.reviews.file, folder / self.items.file if self.items else None)
 
     def _by_hand(self, folder: Path) -> str:
         files = "\n".join(f"  {folder / part.file}" for part in self.parts)
         return (
-            f"{self.name}: has no public address; get it by hand.\n{self.title}: {self.home}\nput it there as\n{files}\n"
+            f"{self.name}: has no public address; get it by hand.\n{self.title}: {self.home}\n"
+            f"put it there as\n{files}\n"
             f"or name the files: reczero data prepare --source {self.source} --reviews FILE --items FILE --out DIR"
         )
 
@@ -146,7 +150,7 @@ class Published:
         path = Path(archive)
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; give {self.reviews.file}.")
-        self._count(path)
+        self.check(path)
         if path.is_dir():
             edition, ratings, _ = locate(path)
             names = {edition.ratings, edition.films, "u.genre"}
@@ -161,9 +165,9 @@ class Published:
         else:
             with atomic_file(folder / self.reviews.file) as target:
                 shutil.copy(path, target)
-        return Given(*(folder / part.file for part in self.parts if (folder / part.file).is_file()))
+        return self._given(folder)
 
-    def _count(self, path: Path) -> None:
+    def check(self, path: Path) -> None:
         """UserError where a copy has other than the known number of ratings."""
         if self.source == "movielens":
             edition, ratings, _ = locate(path)
@@ -192,12 +196,13 @@ def _movielens(
     return Published(name, "movielens", title, home, count, scale, _GROUPLENS, part, None, rows, package)
 
 
+_COPY = "recbole/dataset_example/ml-100k/ml-100k"
 _RECBOLE = Package(
     "recbole",
     "1.2.1",
     {
-        "recbole/dataset_example/ml-100k/ml-100k.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
-        "recbole/dataset_example/ml-100k/ml-100k.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
+        f"{_COPY}.inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
+        f"{_COPY}.item": "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532",
     },
 )
 

@@ -32,7 +32,9 @@ USUAL: dict[str, tuple[str, ...]] = {
         "timestamp", "unixreviewtime", "time", "datetime", "date", "reviewtime", "reviewdate", "ratingtime",
         "ratingdate", "ratedat", "createdat", "created", "eventtime", "ts",
     ),
-    "review": ("review", "reviewtext", "reviewbody", "reviewdetail", "reviewcontent", "text", "body", "comment", "content"),
+    "review": (
+        "review", "reviewtext", "reviewbody", "reviewdetail", "reviewcontent", "text", "body", "comment", "content",
+    ),
     "summary": ("summary", "reviewsummary", "headline", "reviewheadline", "reviewtitle"),
 }  # fmt: skip
 USUAL_ITEMS: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,180 @@
+"""Rows into Parquet: their order, without repeats, and the two tables of a prepared folder.
+
+Texts never stay in memory: they are staged on disk while the rows are read, and written in order at the end.
+"""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from .context import Ratings
+from .raw import RawFile
+from .staging import Staging
+from .tables import INTERACTIONS, ITEMS, Checker, check_items
+
+ROWS = 20_000  # rows in a Parquet row group with texts: what is read at a time when a prompt is made
+
+
+# --- interactions ----------------------------------------------------------------------------------------------------
+
+
+def read_interactions(batches: Iterable[pl.DataFrame], check: Checker, texts: Staging) -> tuple[pl.DataFrame, int]:
+    """The rows without their texts, in the order of reading: ids, rating, timestamp, and `text`, a hash of review and
+    summary (null where there are none); and how many they are. The texts are staged."""
+    slim = []
+    for batch in batches:
+        good = check(batch)
+        texts.add(good)
+        some = pl.any_horizontal(pl.col("review", "summary").is_not_null())
+        slim.append(
+            good.select(
+                "user_id",
+                "item_id",
+                "rating",
+                "timestamp",
+                text=pl.when(some).then(pl.struct("review", "summary").hash()),
+            )
+        )
+    texts.close()
+    if not slim:
+        kinds = {name: INTERACTIONS[name] for name in ("user_id", "item_id", "rating", "timestamp")}
+        return pl.DataFrame(schema=kinds | {"text": pl.UInt64()}), 0
+    rows = pl.concat(slim)
+    return rows, rows.height
+
+
+def _ranked(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
+    """The distinct ids in order, and each row's place among them (int32): numbers by value, before all other ids, which
+    come by their bytes.
+
+    The order of two ids never depends on which other ids there are: an id that turns up later must not reorder ties in
+    what was shown before.
+    """
+    distinct = ids.unique().to_frame().sort(*_id_order(pl.col(ids.name)))
+    codes = ids.to_frame().join(
+        distinct.with_columns(pl.int_range(pl.len(), dtype=pl.Int32).alias("code")),
+        on=ids.name,
+        how="left",
+        maintain_order="left",
+    )
+    return distinct.to_series(), codes["code"].to_numpy()
+
+
+def _id_order(column: pl.Expr) -> list[pl.Expr]:
+    number = column.str.contains(r"^[0-9]+$")
+    digits = column.str.strip_chars_start("0")
+    return [~number, pl.when(number).then(digits.str.len_bytes()), pl.when(number).then(digits), column]
+
+
+def in_order(rows: pl.DataFrame, timed: bool, seed: int) -> tuple[Ratings, np.ndarray]:
+    """Rows by (time, user, item) without repeats, and which of the rows read each of them is.
+
+    Repeats of one second and rating are told apart by a hash of their texts, so that input order never matters. Rows
+    without times are shuffled, and their places stand for the time.
+    """
+    user_ids, users = _ranked(rows["user_id"])
+    item_ids, items = _ranked(rows["item_id"])
+    slim = rows.select(
+        "timestamp", "rating", "text", user=pl.Series(users), item=pl.Series(items), at=pl.int_range(pl.len())
+    )
+    slim = slim.sort("timestamp", "user", "item", "rating", "text")
+    slim = slim.unique(["user", "item"], keep="first", maintain_order=True)
+    if not timed:
+        slim = slim[np.random.default_rng(seed).permutation(slim.height)]
+        slim = slim.with_columns(timestamp=pl.int_range(pl.len()))
+    columns = (slim[name].to_numpy() for name in ("user", "item", "rating", "timestamp"))
+    return Ratings(user_ids, item_ids, *columns), slim["at"].to_numpy()
+
+
+def write_interactions(
+    path: Path, ratings: Ratings, kept: np.ndarray, read: int, texts: Staging | None, report: Callable[[int, int], None]
+) -> None:
+    """interactions.parquet. `kept`: which of the `read` rows each is; `texts` is None where there are none at all."""
+    position = np.full(read, -1, np.int64)
+    position[kept] = np.arange(len(kept))
+    user_ids, item_ids = ratings.user_ids.to_arrow(), ratings.item_ids.to_arrow()
+    nothing = pl.DataFrame(schema={name: INTERACTIONS[name] for name in ("review", "summary")})
+    empty = nothing.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    parts: Iterable[pa.Table]
+    if texts is None:
+        parts = (
+            pa.table([pa.nulls(min(ROWS, len(kept) - begin), kind) for kind in empty.types], schema=empty)
+            for begin in range(0, len(kept), ROWS)
+        )
+    else:
+        parts = texts.ordered(position, ROWS)
+    writer: pq.ParquetWriter | None = None
+    begin = 0
+    try:
+        for part in parts:
+            inside = slice(begin, begin + part.num_rows)
+            begin += part.num_rows
+            table = pa.table(
+                {
+                    "user_id": user_ids.take(pa.array(ratings.users[inside])),
+                    "item_id": item_ids.take(pa.array(ratings.items[inside])),
+                    "rating": pa.array(ratings.rating[inside]),
+                    "timestamp": pa.array(ratings.timestamp[inside]),
+                    "review": part["review"],
+                    "summary": part["summary"],
+                }
+            )
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table, row_group_size=ROWS)
+            report(begin, len(kept))
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+def stage_items(batches: Iterable[pl.DataFrame], file: RawFile, unescape: bool, staged: Staging) -> pl.DataFrame:
+    """item_id, title and a hash of all else, of every row of the item table as they were read; the rows are staged."""
+    slim = [pl.DataFrame(schema={"item_id": pl.String, "title": pl.String, "rest": pl.UInt64})]
+    for batch in batches:
+        good = check_items(batch, file, unescape)
+        staged.add(good)
+        rest = pl.struct(pl.col("categories").list.join("\0"), "creator", "price", "description").hash()
+        slim.append(good.select("item_id", "title", rest=rest))
+    staged.close()
+    return pl.concat(slim)
+
+
+def write_items(path: Path, listed: pl.DataFrame, staged: Staging, rated: pl.Series) -> int:
+    """items.parquet: one row an item, by id, the unrated ones too. Returns how many rated ones had no title: those are
+    called by their id."""
+    # Of two rows for one item, the same one whatever the order they came in; one with a title if there is any.
+    best = (
+        listed.with_row_index("at")
+        .sort("item_id", "title", "rest", nulls_last=True)
+        .unique("item_id", keep="first", maintain_order=True)
+    )
+    unlisted = rated.filter(~rated.is_in(best["item_id"].implode()))
+    bare = len(unlisted) + best.filter(pl.col("title").is_null(), pl.col("item_id").is_in(rated.implode())).height
+    columns = pl.concat([best.select("item_id", "at"), unlisted.alias("item_id").to_frame()], how="diagonal")
+    columns = columns.sort(*_id_order(pl.col("item_id")))
+
+    position = np.full(listed.height, -1, np.int64)
+    known = columns["at"].is_not_null()
+    position[columns["at"].drop_nulls().to_numpy()] = np.flatnonzero(known.to_numpy())
+    schema = pl.DataFrame(schema=ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        # The listed ones come in their order; between them stand those of which nothing is known.
+        listed_rows = staged.ordered(position, ROWS) if known.any() else iter(())
+        waiting = pl.DataFrame(schema=ITEMS)
+        for begin in range(0, columns.height, ROWS):
+            part = columns[begin : begin + ROWS]
+            here = int(part["at"].is_not_null().sum())
+            while waiting.height < here:
+                waiting = pl.concat([waiting, pl.DataFrame(pl.from_arrow(next(listed_rows))).cast(pl.Schema(ITEMS))])
+            rows = part.select("item_id").join(waiting[:here], on="item_id", how="left", maintain_order="left")
+            waiting = waiting[here:]
+            rows = rows.with_columns(pl.col("title").fill_null(pl.col("item_id")), pl.col("categories").fill_null([]))
+            writer.write_table(rows.select(*ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema))
+    return bare
