@@ -43,6 +43,24 @@ evaluation: {{validation_examples: 6, validation_steps: 3, test_examples: 12}}
     return path
 
 
+def test_a_recipe_may_name_raw_files(recipe, table, tmp_path, monkeypatch, capsys):
+    """The same run from a shop's CSV as from the folder that was prepared of it; a folder prepared otherwise is told."""
+    monkeypatch.setenv("RECZERO_HOME", str(tmp_path / "home"))
+    pl.read_parquet(table / "interactions.parquet").drop("review", "summary").write_csv(tmp_path / "ratings.csv")
+    pl.read_parquet(table / "items.parquet").select("item_id", "title").write_csv(tmp_path / "films.csv")
+    files = f"source: table, reviews: {tmp_path / 'ratings.csv'}, items: {tmp_path / 'films.csv'}, scale: 1-5"
+    settings = "train: 0.6, validation: 0.2, test: 0.2, min_context: 1"
+    text = recipe.read_text()
+    recipe.write_text(text.replace(f'dataset: "{table}"', f"{files}, {settings}"))
+    assert main.run(["train", str(recipe), "--out", str(tmp_path / "raw")]) == 0
+    recipe.write_text(text.replace("train_examples", "min_context: 2, train_examples"))
+    capsys.readouterr()
+    assert main.run(["train", str(recipe), "--out", str(tmp_path / "folder")]) == 0
+    assert "data.min_context: the recipe says 2" in capsys.readouterr().err
+    raw, folder = (pl.read_parquet(tmp_path / run / "predictions" / "reczero.parquet") for run in ("raw", "folder"))
+    assert raw.equals(folder)
+
+
 def losses(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     keys = ("step", "loss", "reward", "grad_norm", "validation_mae")

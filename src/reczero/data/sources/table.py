@@ -75,7 +75,7 @@ class Table(Source):
         there = column_names(reviews, layout)
         own = {ours.removesuffix("_id"): ours for ours in USUAL}
         columns = _guess(there, USUAL, {own[name]: theirs for name, theirs in asked.items() if name in own}, reviews)
-        found = {"columns": named({ours.removesuffix("_id"): theirs for ours, theirs in columns.items()})}
+        found = {"columns": named({_key(ours, reviews): theirs for ours, theirs in columns.items()})}
         if absent := [name for name in ("review", "summary") if name not in columns]:
             found["columns"] += f" (no {', no '.join(absent)})"
 
@@ -91,7 +91,7 @@ class Table(Source):
             item_columns = _guess(names, USUAL_ITEMS, said, file)
             if missing := [name for name in ("item_id", "title") if name not in item_columns]:
                 raise _missing(file, missing, names)
-            found["item columns"] = named({**item_columns})
+            found["item columns"] = named({_key(ours, file): theirs for ours, theirs in item_columns.items()})
             items = read_columns(file, item_columns, item_layout)
         else:
             found["items"] = "no item table: items are called by their ids (add --items FILE)"
@@ -122,7 +122,7 @@ def _guess(
     there: Sequence[str], usual: Mapping[str, tuple[str, ...]], asked: Mapping[str, str], file: RawFile
 ) -> dict[str, str]:
     """our name -> theirs: as asked, else the first usual name; no column is taken twice, but a title may be the id."""
-    if wrong := [f"{ours}={theirs}" for ours, theirs in asked.items() if theirs not in there]:
+    if wrong := [f"{_key(ours, file)}={theirs}" for ours, theirs in asked.items() if theirs not in there]:
         raise UserError(f"{file.path}: no such column: {', '.join(wrong)}; there are {', '.join(there)}.")
     by_plain: dict[str, str] = {}
     for name in there:
@@ -138,12 +138,16 @@ def _guess(
     return {ours: found[ours] for ours in usual if ours in found}
 
 
+def _key(ours: str, file: RawFile) -> str:
+    """What `--columns` calls it."""
+    return "item_key" if ours == "item_id" and file.table == "items" else ours.removesuffix("_id")
+
+
 def _missing(file: RawFile, missing: Sequence[str], there: Sequence[str]) -> UserError:
-    names = [name.removesuffix("_id") if file.table == "interactions" else name for name in missing]
-    keys = ["item_key" if name == "item_id" and file.table == "items" else name for name in names]
+    keys = [_key(ours, file) for ours in missing]
     example = ",".join(f"{key}=…" for key in keys)
     return UserError(
-        f"{file.path}: no column for {', '.join(names)}; there are {', '.join(there)}. Name them: --columns {example}"
+        f"{file.path}: no column for {', '.join(keys)}; there are {', '.join(there)}. Name them: --columns {example}"
     )
 
 
