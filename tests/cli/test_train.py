@@ -44,7 +44,7 @@ evaluation: {{validation_examples: 6, validation_steps: 3, test_examples: 12}}
 
 
 def test_a_recipe_may_name_raw_files(recipe, table, tmp_path, monkeypatch, capsys):
-    """The same run from a shop's CSV as from the folder that was prepared of it; a folder prepared otherwise is told."""
+    """The same run from a CSV as from the folder prepared of it; a folder prepared otherwise is told."""
     monkeypatch.setenv("RECZERO_HOME", str(tmp_path / "home"))
     pl.read_parquet(table / "interactions.parquet").drop("review", "summary").write_csv(tmp_path / "ratings.csv")
     pl.read_parquet(table / "items.parquet").select("item_id", "title").write_csv(tmp_path / "films.csv")

@@ -4,17 +4,17 @@ Nothing here is quadratic and nothing grows with the length of texts: histories 
 interactions.parquet), and texts are joined when a prompt is made.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .settings import PrepareSettings
 from .splits import NONE, SPLITS, visible
+from .staging import write_tables
 
 SLICE = 100_000  # examples held in memory at a time while writing, and rows in a Parquet row group
 
@@ -144,14 +144,13 @@ def write_examples(
     def average(past: Past, part: slice) -> pa.Array:
         return pa.array(past.average[part], mask=past.count[part] == 0)
 
-    writer: pq.ParquetWriter | None = None
-    try:
+    def tables() -> Iterator[pa.Table]:
         for begin in range(0, len(targets.rows), SLICE):
             part = slice(begin, begin + SLICE)
             rows = targets.rows[part]
             user, item = ratings.users[rows], ratings.items[rows]
             example_id = escaped.gather(user) + ":" + ratings.item_ids.gather(item)
-            table = pa.table(
+            yield pa.table(
                 {
                     "example_id": example_id.to_arrow(),
                     "user_id": user_ids.take(pa.array(user)),
@@ -168,9 +167,5 @@ def write_examples(
                     "item_count": pa.array(targets.item.count[part]),
                 }
             )
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table, row_group_size=SLICE)
-            report(min(begin + SLICE, len(targets.rows)), len(targets.rows))
-    finally:
-        if writer is not None:
-            writer.close()
+
+    write_tables(path, tables(), SLICE, lambda written: report(written, len(targets.rows)))

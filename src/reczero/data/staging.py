@@ -1,8 +1,9 @@
 """Rows with long texts, put aside on disk while they are read and brought back in another order, in bounded memory."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
@@ -10,6 +11,34 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 SORT_MEMORY = "1GB"  # what the sort may hold; the rest of it goes to disk
+
+
+T = TypeVar("T")
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items, each made in a thread of its own while the one before it is used: two cores work, not one."""
+    iterator, end = iter(items), object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, iterator, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, iterator, end)
+            yield item  # type: ignore[misc]
+
+
+def write_tables(path: Path, tables: Iterable[pa.Table], rows: int, report: Callable[[int], None]) -> None:
+    """A Parquet file of `tables`, at least one, in row groups of `rows`. report: told how many rows are written."""
+    writer: pq.ParquetWriter | None = None
+    written = 0
+    try:
+        for table in ahead(tables):
+            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+            writer.write_table(table, row_group_size=rows)
+            written += table.num_rows
+            report(written)
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 class Staging:

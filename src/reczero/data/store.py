@@ -3,17 +3,16 @@
 Texts never stay in memory: they are staged on disk while the rows are read, and written in order at the end.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from .context import Ratings
 from .raw import RawFile
-from .staging import Staging
+from .staging import Staging, ahead, write_tables
 from .tables import INTERACTIONS, ITEMS, Checker, check_items
 
 ROWS = 20_000  # rows in a Parquet row group with texts: what is read at a time when a prompt is made
@@ -26,8 +25,7 @@ def read_interactions(batches: Iterable[pl.DataFrame], check: Checker, texts: St
     """The rows without their texts, in the order of reading: ids, rating, timestamp, and `text`, a hash of review and
     summary (null where there are none); and how many they are. The texts are staged."""
     slim = []
-    for batch in batches:
-        good = check(batch)
+    for good in ahead(map(check, batches)):
         texts.add(good)
         some = pl.any_horizontal(pl.col("review", "summary").is_not_null())
         slim.append(
@@ -99,21 +97,17 @@ def write_interactions(
     user_ids, item_ids = ratings.user_ids.to_arrow(), ratings.item_ids.to_arrow()
     nothing = pl.DataFrame(schema={name: INTERACTIONS[name] for name in ("review", "summary")})
     empty = nothing.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    parts: Iterable[pa.Table]
-    if texts is None:
-        parts = (
-            pa.table([pa.nulls(min(ROWS, len(kept) - begin), kind) for kind in empty.types], schema=empty)
-            for begin in range(0, len(kept), ROWS)
-        )
-    else:
-        parts = texts.ordered(position, ROWS)
-    writer: pq.ParquetWriter | None = None
-    begin = 0
-    try:
-        for part in parts:
+    nulls: Iterable[pa.Table] = (
+        pa.table([pa.nulls(min(ROWS, len(kept) - begin), kind) for kind in empty.types], schema=empty)
+        for begin in range(0, len(kept), ROWS)
+    )
+
+    def tables() -> Iterator[pa.Table]:
+        begin = 0
+        for part in nulls if texts is None else texts.ordered(position, ROWS):
             inside = slice(begin, begin + part.num_rows)
             begin += part.num_rows
-            table = pa.table(
+            yield pa.table(
                 {
                     "user_id": user_ids.take(pa.array(ratings.users[inside])),
                     "item_id": item_ids.take(pa.array(ratings.items[inside])),
@@ -123,12 +117,8 @@ def write_interactions(
                     "summary": part["summary"],
                 }
             )
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-            writer.write_table(table, row_group_size=ROWS)
-            report(begin, len(kept))
-    finally:
-        if writer is not None:
-            writer.close()
+
+    write_tables(path, tables(), ROWS, lambda written: report(written, len(kept)))
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
@@ -164,17 +154,20 @@ def write_items(path: Path, listed: pl.DataFrame, staged: Staging, rated: pl.Ser
     known = columns["at"].is_not_null()
     position[columns["at"].drop_nulls().to_numpy()] = np.flatnonzero(known.to_numpy())
     schema = pl.DataFrame(schema=ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+
+    def tables() -> Iterator[pa.Table]:
         # The listed ones come in their order; between them stand those of which nothing is known.
-        listed_rows = staged.ordered(position, ROWS) if known.any() else iter(())
+        coming = staged.ordered(position, ROWS) if known.any() else iter(())
         waiting = pl.DataFrame(schema=ITEMS)
         for begin in range(0, columns.height, ROWS):
             part = columns[begin : begin + ROWS]
             here = int(part["at"].is_not_null().sum())
             while waiting.height < here:
-                waiting = pl.concat([waiting, pl.DataFrame(pl.from_arrow(next(listed_rows))).cast(pl.Schema(ITEMS))])
+                waiting = pl.concat([waiting, pl.DataFrame(pl.from_arrow(next(coming))).cast(pl.Schema(ITEMS))])
             rows = part.select("item_id").join(waiting[:here], on="item_id", how="left", maintain_order="left")
             waiting = waiting[here:]
             rows = rows.with_columns(pl.col("title").fill_null(pl.col("item_id")), pl.col("categories").fill_null([]))
-            writer.write_table(rows.select(*ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema))
+            yield rows.select(*ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
+
+    write_tables(path, tables(), ROWS, lambda _: None)
     return bare

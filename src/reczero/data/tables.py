@@ -3,7 +3,7 @@
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -116,14 +116,10 @@ class Clock:
 
     def seconds(self, times: pl.Series) -> pl.Series:
         """Int64 seconds, rounded down; null where there is no time or it can't be read. Dates are in UTC."""
-        if times.dtype.is_temporal():
+        if times.dtype in (pl.Date, pl.Datetime):
             self.found = "dates"
-            return (
-                times.cast(pl.Datetime("us")).dt.epoch("s").alias(times.name)
-                if times.dtype != pl.Time
-                else _none(times)
-            )
-        if times.dtype == pl.Object:
+            return times.cast(pl.Datetime("us")).dt.epoch("s")
+        if not times.dtype.is_numeric() and times.dtype != pl.String:
             times = pl.Series(times.name, [None if t is None else str(t) for t in times.to_list()], pl.String)
         if times.dtype == pl.String:
             times = times.str.strip_chars()
@@ -131,8 +127,8 @@ class Clock:
         if self.asked is not None and self.asked not in _UNITS:
             self.found = f"dates as {self.asked}"
             return self._dates(times.cast(pl.String), (self.asked,))
-        numbers = times.cast(pl.Float64, strict=False) if not times.dtype.is_numeric() else times.cast(pl.Float64)
-        if self._unit or 2 * numbers.count() >= times.count():  # some of them may be garbled
+        numbers = times.cast(pl.Float64, strict=False)
+        if self.asked or self._unit or 2 * numbers.count() >= times.count():  # some of them may be garbled
             return self._numbers(times, numbers)
         self.found = self.found or "dates"
         return self._dates(times, _DATES)
@@ -188,35 +184,32 @@ def text_of(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float):
-        return (
-            None if math.isnan(value) else str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
-        )
+        whole = value.is_integer() and abs(value) < 2**53
+        return None if math.isnan(value) else str(int(value)) if whole else str(value)
     if isinstance(value, (list, tuple, pl.Series)):
         return " ".join(part for part in map(text_of, value) if part and part.strip())
     return str(value)
 
 
-def _texts(column: pl.Series) -> pl.Series:
-    if column.dtype == pl.String:
-        return column
+def _given(raw: pl.DataFrame, name: str) -> pl.Series:
+    """A column as it was read; blank text, and a column that is not there, is nothing."""
+    if name not in raw.columns:
+        return pl.Series(name, [None], pl.String).new_from_index(0, raw.height)
+    column = raw[name]
+    return column.set(column.str.strip_chars() == "", None) if column.dtype == pl.String else column
+
+
+def _texts(raw: pl.DataFrame, name: str, unescape: bool = False) -> pl.Series:
+    """A column as text. unescape: reads `&amp;` and its like."""
+    column = _given(raw, name)
     if column.dtype.is_integer() or column.dtype in (pl.Categorical, pl.Enum):
-        return column.cast(pl.String)
-    return pl.Series(column.name, [text_of(value) for value in column.to_list()], pl.String)
-
-
-def _blank_to_null(column: pl.Series) -> pl.Series:
-    return column.set(column.str.strip_chars() == "", None)
-
-
-def _unescaped(column: pl.Series) -> pl.Series:
-    """`&amp;` and its like, read."""
-    if not column.str.contains("&", literal=True).any():
-        return column
-    return pl.Series(column.name, [v and html.unescape(v) for v in column.to_list()], pl.String)
-
-
-def _surrogates_apart(frame: pl.DataFrame) -> pl.DataFrame:
-    return frame
+        column = column.cast(pl.String)
+    elif column.dtype != pl.String:
+        texts = pl.Series(name, [text_of(value) for value in column.to_list()], pl.String)
+        column = texts.set(texts.str.strip_chars() == "", None)
+    if unescape and column.str.contains("&", literal=True).any():
+        column = pl.Series(name, [text and html.unescape(text) for text in column.to_list()], pl.String)
+    return column
 
 
 @dataclass
@@ -234,45 +227,36 @@ class Checker:
 
     def __call__(self, raw: pl.DataFrame) -> pl.DataFrame:
         """The good rows, with the columns of `INTERACTIONS`."""
-        n = raw.height
-
-        def given(name: str) -> pl.Series:
-            return raw[name] if name in raw.columns else pl.Series(name, [None], pl.String).new_from_index(0, n)
-
-        def told(name: str) -> pl.Series:
-            """As given; blank text is nothing."""
-            column = given(name)
-            return _blank_to_null(column) if column.dtype == pl.String else column
-
-        texts = ("user_id", "item_id", "review", "summary")
-        columns = {name: _blank_to_null(_texts(given(name))) for name in texts}
-        if self.unescape:
-            columns |= {name: _unescaped(columns[name]) for name in ("review", "summary")}
-        columns["rating"] = _numbers(told("rating"))
-        columns["timestamp"] = (
-            self.clock.seconds(told("timestamp")) if self.timed else pl.Series("timestamp", [0]).new_from_index(0, n)
+        rating, time = _given(raw, "rating"), _given(raw, "timestamp")
+        no_time = pl.Series("timestamp", [0]).new_from_index(0, raw.height)
+        frame = pl.DataFrame(
+            [
+                *(_texts(raw, name) for name in ("user_id", "item_id")),
+                _numbers(rating),
+                self.clock.seconds(time) if self.timed else no_time,
+                *(_texts(raw, name, self.unescape) for name in ("review", "summary")),
+            ]
         )
-        frame = pl.DataFrame([columns[name] for name in INTERACTIONS])
-        present = {name: told(name).is_not_null() for name in ("rating", "timestamp")}
-        scale = f"{self.scale.low:g}-{self.scale.high:g}"
-        reason = frame.select(
-            pl.when(pl.col("user_id").is_null())
-            .then(pl.lit("no user"))
-            .when(pl.col("item_id").is_null())
-            .then(pl.lit("no item"))
-            .when(pl.col("rating").is_null())
-            .then(pl.when(present["rating"]).then(pl.lit("rating is not a number")).otherwise(pl.lit("no rating")))
-            .when(~pl.col("rating").is_between(self.scale.low, self.scale.high))
-            .then(pl.lit(f"rating off the scale {scale}"))
-            .when(pl.col("timestamp").is_null())
-            .then(pl.when(present["timestamp"]).then(pl.lit("time can't be read")).otherwise(pl.lit("no time")))
-        ).to_series()
-        bad = reason.is_not_null()
-        if bad.any():
-            for at in bad.arg_true().to_list():
-                self.file.bad_row(raw, at, reason[at])
-            frame = frame.filter(~bad)
-        return frame
+        faults = {
+            "no user": pl.col("user_id").is_null(),
+            "no item": pl.col("item_id").is_null(),
+            "no rating": pl.lit(rating.is_null()),
+            "rating is not a number": pl.col("rating").is_null(),
+            f"rating off the scale {self.scale.low:g}-{self.scale.high:g}": ~pl.col("rating").is_between(
+                self.scale.low, self.scale.high
+            ),
+            "no time": pl.lit(time.is_null() & self.timed),
+            "time can't be read": pl.col("timestamp").is_null(),
+        }
+        reason = frame.select(pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()))
+        return _without_bad(frame, reason.to_series(), raw, self.file)
+
+
+def _without_bad(frame: pl.DataFrame, reason: pl.Series, raw: pl.DataFrame, file: RawFile) -> pl.DataFrame:
+    """The rows without a `reason` against them; the others go to the quarantine."""
+    for at in reason.is_not_null().arg_true():
+        file.bad_row(raw, at, reason[at])
+    return frame.filter(reason.is_null())
 
 
 def _numbers(column: pl.Series) -> pl.Series:
@@ -281,51 +265,41 @@ def _numbers(column: pl.Series) -> pl.Series:
         column = pl.Series(column.name, [None if v is None else str(v) for v in column.to_list()], pl.String)
     if column.dtype == pl.String:
         column = column.str.strip_chars()
-    if column.dtype == pl.Boolean or column.dtype.is_temporal() or column.dtype.is_nested():
+    elif not column.dtype.is_numeric():
         return pl.Series(column.name, [None], pl.Float64).new_from_index(0, len(column))
     numbers = column.cast(pl.Float64, strict=False)
     return numbers.set(~numbers.is_finite(), None)
 
 
-# --- items --------------------------------------------------------------------------------------------------------
+# --- items ------------------------------------------------------------------------------------------------------------
 
 
 def labels(value: Any) -> list[str]:
     """Categories: a list of any depth, flattened, or one text cut at | or at commas; each once, in order."""
-    if isinstance(value, (list, tuple, pl.Series)):
-        parts = [part for inner in value for part in labels_of_one(inner)]
-    elif isinstance(value, str):
-        parts = value.split("|") if "|" in value else value.split(",")
+    if isinstance(value, str):
+        value = value.split("|" if "|" in value else ",")
+    return list(dict.fromkeys(label for label in map(str.strip, _flat(value)) if label))
+
+
+def _flat(value: Any) -> Iterator[str]:
+    """The texts in a list of any depth, with whatever commas they have."""
+    if isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from _flat(inner)
     else:
-        parts = [text_of(value) or ""]
-    return list(dict.fromkeys(part for part in (html.unescape(p).strip() for p in parts) if part))
-
-
-def labels_of_one(value: Any) -> list[str]:
-    """An entry of a list of categories: itself a list, or one label with whatever commas it has."""
-    return labels(value) if isinstance(value, (list, tuple)) else [text_of(value) or ""]
+        yield text_of(value) or ""
 
 
 def check_items(raw: pl.DataFrame, file: RawFile, unescape: bool = False) -> pl.DataFrame:
     """Typed rows of the item table, with the columns of `ITEMS`; rows without an id are put aside."""
-    n = raw.height
-
-    def given(name: str) -> pl.Series:
-        return raw[name] if name in raw.columns else pl.Series(name, [None], pl.String).new_from_index(0, n)
-
-    columns = {name: _blank_to_null(_texts(given(name))) for name in ITEMS if name != "categories"}
+    columns = {name: _texts(raw, name, unescape) for name in ITEMS if name != "categories"}
+    lists = [labels(value) for value in _given(raw, "categories").to_list()]
     if unescape:
-        columns |= {name: _unescaped(columns[name]) for name in ("title", "creator", "price", "description")}
-    columns["categories"] = pl.Series(
-        "categories", [labels(v) for v in given("categories").to_list()], ITEMS["categories"]
-    )
+        lists = [[html.unescape(label) for label in one] for one in lists]
+    columns["categories"] = pl.Series("categories", lists, ITEMS["categories"])
     frame = pl.DataFrame([columns[name] for name in ITEMS])
-    bad = frame["item_id"].is_null()
-    if bad.any():
-        for at in bad.arg_true().to_list():
-            file.bad_row(raw, at, "no item")
-        frame = frame.filter(~bad)
-    return frame
+    reason = frame.select(pl.when(pl.col("item_id").is_null()).then(pl.lit("no item")))
+    return _without_bad(frame, reason.to_series(), raw, file)
 
 
 def named(columns: Mapping[str, str]) -> str:
