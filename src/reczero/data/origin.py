@@ -60,13 +60,13 @@ def locate(origin: Origin, report: Report) -> tuple[str, Given, About]:
 
     if origin.reviews is not None:
         reviews, items = _local(origin.reviews), _local(origin.items) if origin.items else None
-        if published is not None:
-            published.check(reviews)
     elif published is not None:
         there = published.fetch(cache_dir())
         reviews, items = there.reviews, _local(origin.items) if origin.items else there.items
     else:
         raise UserError(f"source {source}: name its files with --reviews. It takes {SOURCES[source].reviews}.")
+    if published is not None:
+        published.check(reviews)
     given = Given(reviews, items, origin.columns, origin.scale, origin.encoding, origin.time_format)
     asked = {key: value for key, value in vars(origin).items() if key not in ("dataset", "reviews", "items")}
     name = published.name if published else reviews.name.split(".")[0] if source == "table" else source

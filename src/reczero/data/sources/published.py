@@ -112,8 +112,6 @@ class Published:
             try:
                 with atomic_file(folder / part.file) as path:
                     self._download(str(part.url), path, part.md5)
-                    if part is self.reviews:
-                        self.check(path)
             except UserError as error:
                 raise UserError(
                     f"could not get {self.name}: {tried}{error} Or download {part.url} elsewhere and put it at "
@@ -151,21 +149,19 @@ class Published:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; give {self.reviews.file}.")
         self.check(path)
-        if path.is_dir():
-            edition, ratings, _ = locate(path)
-            names = {edition.ratings, edition.films, "u.genre"}
-            with atomic_dir(folder) as temporary_folder:
-                for name in names:
-                    if (ratings.parent / name).is_file():
-                        shutil.copy(ratings.parent / name, temporary_folder / name)
-            return Given(folder)
-        if self.source == "movielens":  # an archive of another edition or the package's files must not stay beside it
-            with atomic_dir(folder) as temporary_folder:
-                shutil.copy(path, temporary_folder / self.reviews.file)
-        else:
+        if self.source != "movielens":
             with atomic_file(folder / self.reviews.file) as target:
                 shutil.copy(path, target)
-        return self._given(folder)
+            return self._fetch_parts(folder)
+        with atomic_dir(folder) as new:  # files of another layout must not stay beside it
+            if path.is_dir():
+                edition, ratings, _ = locate(path)
+                beside = (ratings.with_name(name) for name in (edition.ratings, edition.films, "u.genre"))
+                for file in filter(Path.is_file, beside):
+                    shutil.copy(file, new / file.name)
+            else:
+                shutil.copy(path, new / self.reviews.file)
+        return Given(folder) if path.is_dir() else self._given(folder)
 
     def check(self, path: Path) -> None:
         """UserError where a copy has other than the known number of ratings."""
