@@ -1,40 +1,45 @@
-"""What examples hold, against a slow checker in plain Python, and against tables changed at or after their time."""
+"""What examples hold, against the slow checker, and against tables changed where an example must not look."""
 
 import math
 import random
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
+from published_files import json_lines
 from pydantic import ValidationError
+from slow_checker import (
+    SPLITS,
+    Row,
+    Thing,
+    check,
+    check_held_out,
+    kept_rows,
+    pairs,
+    placed,
+    prompts,
+    split_rows,
+    table_bytes,
+)
 
-from reczero.data import About, Dataset, PrepareSettings, prepare
+from reczero.data import About, Dataset, Origin, PrepareSettings, prepare, prepare_source
 from reczero.errors import UserError
-from reczero.reasoning import Scale, Template
+from reczero.reasoning import Scale
 
 SCALE = Scale(0.5, 5, 0.5)
 IDS = ["1", "2", "10", "010", "1:2", "%3A", "é", "用户", "a b", "\u202ex", "99999999999999999999999"]
-FILES = ("interactions.parquet", "items.parquet", "examples.parquet", "dataset.json")
+ITEMS = {item: Thing(f"Item {item}", [item]) for item in IDS}
 
 
-class Row(NamedTuple):
-    user_id: str
-    item_id: str
-    rating: float
-    timestamp: int
-    review: str | None = None
-    summary: str | None = None
-
-
-def tables_of(ids: list[str]) -> st.SearchStrategy[list[Row]]:
+def tables_of(users: Sequence[str], items: Sequence[str], least: int = 1) -> st.SearchStrategy[list[Row]]:
     row = st.builds(
         Row,
-        st.sampled_from(ids),
-        st.sampled_from(ids),
+        st.sampled_from(users),
+        st.sampled_from(items),
         st.sampled_from(SCALE.grid()),
         st.integers(-1, 6),  # few seconds, so that ties abound
         st.one_of(
@@ -42,24 +47,32 @@ def tables_of(ids: list[str]) -> st.SearchStrategy[list[Row]]:
         ),
         st.one_of(st.none(), st.just("</rate>"), st.just("\0")),
     )
-    return st.lists(row, min_size=1, max_size=40)
+    return st.lists(row, min_size=least, max_size=40)
 
 
-# With few ids, the same user rates the same item again and again, in one second too.
-tables = st.one_of(tables_of(IDS), tables_of(IDS[1:3]))
-some_settings = st.builds(
-    lambda history, **rest: PrepareSettings(history=history, min_context=min(3, 2 * history), **rest),
-    history=st.integers(1, 4),
-    min_user_history=st.integers(0, 2),
-    min_item_history=st.integers(0, 2),
-)
-# Without shrinking: every try writes folders, and a failure would take minutes to come out.
-many = settings(
-    max_examples=40,
-    deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],
-    suppress_health_check=[HealthCheck.too_slow],
-)
+# With few ids, the same user rates the same item again and again, in one second too. Long tables have rows to hold out.
+crowded, long_tables = tables_of(IDS[1:3], IDS[1:3], least=10), tables_of(IDS[1:4], IDS, least=15)
+tables = st.one_of(tables_of(IDS, IDS), crowded, long_tables)
+
+
+def some_settings(split: str, **rest: st.SearchStrategy[int | None]) -> st.SearchStrategy[PrepareSettings]:
+    return st.builds(
+        lambda history, **rest: PrepareSettings(split=split, history=history, min_context=min(3, 2 * history), **rest),
+        history=st.integers(1, 4),
+        min_user_history=st.integers(0, 2),
+        min_item_history=st.integers(0, 2),
+        **rest,
+    )
+
+
+def tries(number: int) -> settings:
+    """Without shrinking: every try writes folders, and a failure would take minutes to come out."""
+    return settings(
+        max_examples=number,
+        deadline=None,
+        phases=[Phase.explicit, Phase.reuse, Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
 
 def table(rows: list[Row]) -> pl.DataFrame:
@@ -67,128 +80,92 @@ def table(rows: list[Row]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema={**kinds, "review": pl.String, "summary": pl.String}, orient="row")
 
 
-def catalogue() -> pl.DataFrame:
-    return pl.DataFrame({"item_id": IDS, "title": [f"Item {i}" for i in IDS], "categories": [[i] for i in IDS]})
+def catalogue(things: dict[str, Thing] = ITEMS) -> pl.DataFrame:
+    titles, labels = [thing.title for thing in things.values()], [thing.categories for thing in things.values()]
+    columns = {"item_id": list(things), "title": titles, "categories": labels}
+    return pl.DataFrame(columns, schema={"item_id": pl.String, "title": pl.String, "categories": pl.List(pl.String)})
 
 
-def made(rows: list[Row], out: Path, chosen: PrepareSettings | None = None) -> Dataset:
-    return prepare(table(rows), catalogue(), SCALE, out, chosen)
+def made(
+    rows: list[Row], out: Path, chosen: PrepareSettings | None = None, things: dict[str, Thing] = ITEMS
+) -> Dataset:
+    return prepare(table(rows), catalogue(things), SCALE, out, chosen)
 
 
-def id_order(text: str) -> tuple[bool, int, bytes]:
-    number = text.isascii() and text.isdigit()
-    return (not number, int(text) if number else 0, text.encode())
+def check_in_any_order(
+    rows: list[Row], chosen: PrepareSettings, things: dict[str, Thing], chance: random.Random
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = made(rows, Path(folder) / "one", chosen, things)
+        check(dataset, rows, things, chosen)
+        if chosen.split == "leave-last-k":
+            check_held_out(dataset)
+        again = made(chance.sample(rows, len(rows)), Path(folder) / "two", chosen, things)
+        assert table_bytes(again) == table_bytes(dataset)
 
 
-# --- the slow checker -----------------------------------------------------------------------------------------------
+# --- against the slow checker -----------------------------------------------------------------------------------------
+
+chances = st.randoms(use_true_random=False)
+some_users = st.one_of(st.none(), st.integers(1, 3))
+seeds = st.integers(0, 9)
+catalogues = st.sampled_from([ITEMS, {}])
 
 
-def kept_rows(rows: list[Row]) -> list[Row]:
-    """The earliest of each (user, item), by (time, user, item); of the same second the lowest rating."""
-    first: dict[tuple[str, str], Row] = {}
-    for row in rows:
-        there = first.get((row.user_id, row.item_id))
-        if there is None or (row.timestamp, row.rating) < (there.timestamp, there.rating):
-            first[row.user_id, row.item_id] = row
-    return sorted(first.values(), key=lambda r: (r.timestamp, id_order(r.user_id), id_order(r.item_id)))
-
-
-def check(dataset: Dataset, rows: list[Row], chosen: PrepareSettings) -> None:
-    """Every example of `dataset` is what plain loops over the input rows say it must be."""
-    kept = kept_rows(rows)
-    frame = pl.read_parquet(dataset.path / "interactions.parquet")
-    assert frame.select("user_id", "item_id", "rating", "timestamp").rows() == [tuple(r[:4]) for r in kept]
-    examples = dataset.examples(None, None)
-    assert list(zip(examples["user_id"], examples["item_id"], strict=True)) == [(r.user_id, r.item_id) for r in kept]
-    assert examples["example_id"].n_unique() == examples.height
-
-    contexts = dataset.contexts(examples)
-    for example, context, target in zip(examples.iter_rows(named=True), contexts, kept, strict=True):
-        by_user = [(n, r) for n, r in enumerate(kept) if r.user_id == target.user_id and r.timestamp < target.timestamp]
-        of_item = [(n, r) for n, r in enumerate(kept) if r.item_id == target.item_id and r.timestamp < target.timestamp]
-        shown_user, shown_item = by_user[-chosen.history :], of_item[-chosen.history :]
-        assert [tuple(e.values()) for e in example["user_history"]] == [
-            (n, r.item_id, r.rating, r.timestamp) for n, r in shown_user
-        ]
-        assert [tuple(e.values()) for e in example["item_history"]] == [
-            (n, r.user_id, r.rating, r.timestamp) for n, r in shown_item
-        ]
-        for side, past in (("user", by_user), ("item", of_item)):
-            assert example[f"{side}_count"] == len(past)
-            if past:
-                mean = math.fsum(r.rating for _, r in past) / len(past)
-                assert example[f"{side}_avg"] == pytest.approx(mean, abs=1e-12)
-            else:
-                assert example[f"{side}_avg"] is None
-        assert example["cold_start"] == (
-            len(by_user) < chosen.min_user_history
-            or len(of_item) < chosen.min_item_history
-            or len(shown_user) + len(shown_item) < chosen.min_context
-        )
-        assert (context.user_avg, context.user_count) == (example["user_avg"], example["user_count"])
-        assert (context.item_avg, context.item_count) == (example["item_avg"], example["item_count"])
-        assert context.item.title == f"Item {target.item_id}" and context.item.categories == (target.item_id,)
-        assert [(e.item.title, e.rating) for e in context.user_history] == [
-            (f"Item {r.item_id}", r.rating) for _, r in shown_user
-        ]
-        assert [e.rating for e in context.item_history] == [r.rating for _, r in shown_item]
-        entries, refs = (*context.user_history, *context.item_history), (*shown_user, *shown_item)
-        for entry, (n, _) in zip(entries, refs, strict=True):
-            stored = frame.row(n, named=True)
-            assert (entry.review, entry.summary) == (stored["review"], stored["summary"])
-
-
-@many
-@given(tables, some_settings, st.randoms(use_true_random=False))
+@tries(30)
+@given(tables, some_settings("time", users=some_users, seed=seeds), catalogues, chances)
 def test_context_is_what_a_slow_checker_says_whatever_the_order(
+    rows: list[Row], chosen: PrepareSettings, things: dict[str, Thing], chance: random.Random
+) -> None:
+    check_in_any_order(rows, chosen, things, chance)
+
+
+@tries(20)
+@given(
+    st.one_of(tables, long_tables),
+    some_settings("leave-last-k", leave_last=st.integers(1, 3), users=some_users),
+    catalogues,
+    chances,
+)
+def test_leave_last_k_is_what_a_slow_checker_says_and_knows_nothing_held_out(
+    rows: list[Row], chosen: PrepareSettings, things: dict[str, Thing], chance: random.Random
+) -> None:
+    check_in_any_order(rows, chosen, things, chance)
+
+
+@tries(15)
+@given(tables, some_settings("random", users=some_users, seed=seeds), catalogues, chances)
+def test_a_random_split_is_what_a_slow_checker_says(
+    rows: list[Row], chosen: PrepareSettings, things: dict[str, Thing], chance: random.Random
+) -> None:
+    check_in_any_order(rows, chosen, things, chance)
+
+
+@tries(15)
+@given(tables, some_settings("random", users=some_users, seed=seeds), chances)
+def test_a_table_without_times_is_what_a_slow_checker_says(
     rows: list[Row], chosen: PrepareSettings, chance: random.Random
 ) -> None:
+    def untimed(rows: list[Row], name: str) -> Dataset:
+        records = [row._asdict() for row in rows]
+        path = json_lines(Path(folder) / "table.jsonl", [{k: r[k] for k in r if k != "timestamp"} for r in records])
+        origin = Origin(source="table", reviews=str(path), scale="0.5-5:0.5")
+        return prepare_source(origin, Path(folder) / name, chosen)
+
     with tempfile.TemporaryDirectory() as folder:
-        dataset = made(rows, Path(folder) / "one", chosen)
-        check(dataset, rows, chosen)
-        shuffled = chance.sample(rows, len(rows))
-        again = made(shuffled, Path(folder) / "two", chosen)
-        for name in FILES:
-            assert (dataset.path / name).read_bytes() == (again.path / name).read_bytes()
+        dataset = untimed(rows, "one")
+        check(dataset, placed(dataset, rows), {}, chosen)
+        assert table_bytes(untimed(chance.sample(rows, len(rows)), "two")) == table_bytes(dataset)
 
 
-@many
-@given(tables, tables, st.data())
-def test_nothing_at_or_after_an_examples_time_reaches_its_prompt(
-    rows: list[Row], others: list[Row], data: st.DataObject
-) -> None:
-    kept = kept_rows(rows)
-    target = data.draw(st.sampled_from(kept))
-    past = [r for r in rows if r.timestamp < target.timestamp]
-    future = [r._replace(timestamp=r.timestamp + target.timestamp + 1) for r in others]  # at its time, or later
-    with tempfile.TemporaryDirectory() as folder:
-        chosen = PrepareSettings(history=3, min_context=0)
-        one, two = (
-            made(table, Path(folder) / name, chosen)
-            for name, table in (
-                ("one", rows),
-                ("two", [*past, target._replace(review="changed", summary="mine"), *future]),
-            )
-        )
-        before, after = (
-            Template(scale=SCALE).messages(d.contexts(examples)[0])
-            for d in (one, two)
-            for examples in [
-                d.examples(None, None).filter(
-                    pl.col("user_id").eq(target.user_id) & pl.col("item_id").eq(target.item_id)
-                )
-            ]
-        )
-        assert before == after
-
-
-@many
+@tries(30)
 @given(tables, st.integers(1, 4))
 def test_k_core_chooses_targets_only(rows: list[Row], k: int) -> None:
-    left = kept = kept_rows(rows)
-    while True:
-        users, items = [r.user_id for r in left], [r.item_id for r in left]
-        dense = [r for r in left if users.count(r.user_id) >= k and items.count(r.item_id) >= k]
+    kept = kept_rows(rows)
+    left = kept
+    while True:  # not by the checker's own way
+        users, items = [row.user for row in left], [row.item for row in left]
+        dense = [row for row in left if users.count(row.user) >= k and items.count(row.item) >= k]
         if dense == left:
             break
         left = dense
@@ -198,13 +175,56 @@ def test_k_core_chooses_targets_only(rows: list[Row], k: int) -> None:
                 made(rows, Path(folder) / "out", PrepareSettings(k_core=k))
             assert not list(Path(folder).iterdir())
             return
-        cored = made(rows, Path(folder) / "cored", PrepareSettings(k_core=k)).examples(None, None)
-        whole = made(rows, Path(folder) / "whole").examples(None, None)
-        assert cored.select("user_id", "item_id").rows() == [(r.user_id, r.item_id) for r in left]
-        assert whole.height == len(kept)
-        # The contexts rest on all rows: those of the chosen targets are what they are without a k-core.
-        same = whole.join(cored.select("example_id"), on="example_id", how="semi").drop("split")
-        assert cored.drop("split").equals(same)
+        cored = made(rows, Path(folder) / "cored", PrepareSettings(k_core=k), {})
+        assert pairs(cored) == [row[:2] for row in kept]
+        assert cored.examples(None, None).select("user_id", "item_id").rows() == [row[:2] for row in left]
+        check(cored, rows, {}, PrepareSettings(k_core=k))  # contexts rest on all rows
+
+
+# --- against changed tables -------------------------------------------------------------------------------------------
+
+
+@tries(30)
+@given(tables, tables, st.data())
+def test_nothing_at_or_after_an_examples_time_reaches_its_prompt(
+    rows: list[Row], others: list[Row], data: st.DataObject
+) -> None:
+    target = data.draw(st.sampled_from(kept_rows(rows)))
+    past = [row for row in rows if row.timestamp < target.timestamp]
+    future = [row._replace(timestamp=row.timestamp + target.timestamp + 1) for row in others]  # at its time, or later
+    changed = [*past, target._replace(review="changed", summary="mine"), *future]
+    its_own = (pl.col("user_id") == target.user) & (pl.col("item_id") == target.item)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = PrepareSettings(history=3, min_context=0)
+        before, after = (
+            prompts(dataset, dataset.examples(None, None, where=its_own | (pl.col("timestamp") < target.timestamp)))
+            for name, table in (("one", rows), ("two", changed))
+            for dataset in [made(table, Path(folder) / name, chosen, {})]
+        )
+        assert before == after and len(before) == 1 + len(kept_rows(past))
+
+
+@pytest.mark.parametrize("split", ["leave-last-k", "random"])
+@tries(15)
+@given(rows=long_tables, k=st.integers(1, 2), data=st.data())
+def test_held_out_rows_reach_no_prompt_of_an_earlier_split(
+    split: str, rows: list[Row], k: int, data: st.DataObject
+) -> None:
+    """Whatever they are rated and whatever is written of them. A random split shows training rows alone, to all."""
+    chosen = PrepareSettings(split=split, leave_last=k, history=3, min_context=0)
+    seen = SPLITS[: data.draw(st.integers(1, 2))] if split == "leave-last-k" else SPLITS[:1]
+    kept = kept_rows(rows)
+    assume(set(split_rows(kept, list(range(len(kept))), chosen).values()) - set(seen))
+    with tempfile.TemporaryDirectory() as folder:
+        one = made(rows, Path(folder) / "one", chosen, {})
+        hidden = set(one.examples(None, None, where=~pl.col("split").is_in(seen)).select("user_id", "item_id").rows())
+        changes = st.builds(dict, rating=st.sampled_from(SCALE.grid()), review=st.just("changed"), summary=st.none())
+        changed = [row._replace(**data.draw(changes)) if row[:2] in hidden else row for row in rows]
+        two = made(changed, Path(folder) / "two", chosen, {})
+        readers = pl.lit(True) if split == "random" else pl.col("split").is_in(seen)
+        before, after = (dataset.examples(None, None, where=readers) for dataset in (one, two))
+        assert hidden and before.drop("rating").equals(after.drop("rating"))  # histories, averages, counts
+        assert prompts(one, before) == prompts(two, after)
 
 
 # --- order, splits, counts --------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class RawFile:
 
     def first_line(self) -> str:
         text = self.beginning().decode(self.encoding, "replace").removeprefix("\ufeff")
-        return text.splitlines()[0] if text else ""
+        return text.split("\n")[0]
 
     def kind(self) -> Literal["json", "text", "parquet"]:
         """By what stands in it. UserError for what we do not read."""
@@ -179,7 +179,7 @@ class RawFile:
             )
         if not text:
             raise UserError(f"{self.path}: is empty.")
-        lines = [line.lstrip() for line in text.splitlines()[:20]]  # the first of them may be a broken one
+        lines = [line.lstrip() for line in text.split("\n")[:20] if line.strip()]  # the first may be a broken one
         return "json" if 2 * sum(line[:1] == "{" for line in lines) >= len(lines) else "text"
 
 
@@ -436,8 +436,8 @@ def _joined(row: list[str], layout: Layout) -> str:
     if not layout.quoted:
         return layout.separator.join(row)
     written = io.StringIO()
-    csv.writer(written, delimiter=layout.separator, lineterminator="").writerow(row)
-    return written.getvalue()
+    csv.writer(written, delimiter=layout.separator).writerow(row)
+    return written.getvalue().removesuffix("\r\n")
 
 
 def _not_text(value: str) -> bool:
