@@ -12,6 +12,11 @@ class UserError(Exception):
     """
 
 
+def printable(text: str) -> str:
+    """`text` without what a terminal would obey: control and direction marks are written out. Line ends stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def unknown(what: str, name: object, known: Iterable[str]) -> UserError:
     """What to tell for a name of data that is none: the nearest ones, or all of them."""
     near = difflib.get_close_matches(str(name).lower(), list(known), n=3, cutoff=0.4)

@@ -18,6 +18,7 @@ from reczero.errors import UserError
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_IMPOSSIBLE = {errno.ENOENT, errno.EINVAL}
 _DAY = 24 * 3600.0
 
 
@@ -46,6 +47,8 @@ def write_error(error: BaseException, path: Path | str | None = None) -> UserErr
         return UserError(f"the disk is full{f' at {named}' if named else ''}: free some space or choose another folder")
     if code in _FORBIDDEN and named:
         return UserError(f"no access to {named} ({os.strerror(code)}): mend its rights or choose another folder")
+    if named and (code == errno.ENAMETOOLONG or (code in _IMPOSSIBLE and str(named) == str(path))):
+        return UserError(f"{str(named)[:200]} cannot be made ({os.strerror(code)}): choose another name")
     if code in _IN_THE_WAY and path is not None:
         return UserError(f"{named} cannot be made ({os.strerror(code)}): something is in the way, choose another name")
     return None
@@ -115,7 +118,7 @@ def atomic_dir(path: Path | str, ours: str | None = None) -> Iterator[Path]:
     ours: the name of a file that a folder of ours holds. A folder without it that is not empty is somebody else's and
     is never replaced: pass it wherever the user chose the path. Raises UserError for that, and as `atomic_file` does.
     """
-    path = Path(path).absolute()
+    path = Path(os.path.realpath(path))  # through a link to a folder, the folder itself
     with writing(path):
         if ours and path.is_dir() and not (path / ours).exists() and any(path.iterdir()):
             raise UserError(f"{path} exists and holds other files (no {ours}): choose a new or an empty folder")
@@ -164,7 +167,7 @@ def read_json(path: Path | str) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: check the path") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}): it may be cut off or of another format") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path and its rights") from error

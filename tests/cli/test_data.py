@@ -1,6 +1,8 @@
 """`reczero data`: what a user types and sees."""
 
 import dataclasses
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +129,113 @@ def test_columns_and_scale_can_be_settled(shop: Path, tmp_path: Path) -> None:
     result = run(*words, "--columns", "user=Product,item=Customer ID", "--scale", "0-10:0.5")
     assert result.exit_code == 0 and "user=Product, item=Customer ID" in result.output
     assert "scale: 0-10 by 0.5" in result.output and "10 users, 6 items" in result.output
+
+
+def test_a_reviews_headline_never_becomes_an_items_title(shop: Path, tmp_path: Path) -> None:
+    """One file for both: what belongs to the rating must not describe the item, or the future is in the prompt."""
+    both = shop / "both.csv"
+    rows = [f"u{n % 6},i{n // 6},{1 + n % 5},{n},headline {n},Kettle {n // 6}\n" for n in range(60)]
+    both.write_text("user,item,rating,timestamp,title,product\n" + "".join(rows))
+    words = ("prepare", "--reviews", both, "--items", both, "--out", tmp_path / "out")
+    assert "no column for title" in refused(*words)
+    assert "10 items are described in more than one way" in refused(*words, "--columns", "title=title")
+    assert run(*words, "--columns", "title=product").exit_code == 0
+    prompt = run("show", tmp_path / "out", "--example", "u3:i9").output
+    assert "Kettle 9" in prompt and "headline" not in prompt
+    lines = shop / "a23.jsonl"
+    row = {"user_id": "u", "parent_asin": "i", "rating": 4.0, "timestamp": 10**12, "title": "mine", "text": "t"}
+    lines.write_text(json.dumps(row) + "\n")
+    said = refused("prepare", "--source", "amazon2023", "--reviews", lines, "--items", lines, "--out", tmp_path / "o")
+    assert "holds reviews, not items" in said
+
+
+def test_what_was_dropped_or_does_not_meet_is_told(shop: Path, tmp_path: Path) -> None:
+    with (shop / "sales.csv").open("a") as file:
+        file.write("c1 ;p0;5;2021-03-05 10:00;a repeat, with a space after the id\n")
+    words = ("prepare", "--reviews", shop / "sales.csv", "--out", tmp_path / "out", "--max-bad", 0.05)
+    (shop / "goods.csv").write_text("Product;Name\nsku1;Kettle\n")
+    result = run(*words, "--items", shop / "goods.csv")
+    assert result.exit_code == 0, result.output
+    assert "repeats: 1 of 60 rows dropped" in result.output and "6 users" in result.output
+    assert "warning: 10 of 10 items have no title; do the ids" in result.stderr
+    assert "times: dates, 2021-03-04 10:00 to 2021-03-04 10:59" in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--columns", "user=Product,item=Product"), "Product can't be two things"),
+        (("--columns", "user=Product,user=Stars"), "names one of our columns twice"),
+        (("--columns", "title=Product"), "describe items; name their table"),
+        (("--time-format", "d/m/Y"), "time format 'd/m/Y'"),
+        (("--time-format", "%Q"), "time format '%Q'"),
+        (("--encoding", "idna"), "encoding 'idna'"),
+        (("--encoding", "undefined"), "encoding 'undefined'"),
+        (("--history", 10**20), "--history"),
+        (("--scale", "1-5:0.3"), "not a rating scale"),
+        (("--split", "leave-last-k", "--leave-last", 0), "--leave-last"),
+        (("--items", "."), "is a folder; name the file"),
+        (("--source", "movielens", "--reviews", "."), "no MovieLens in it"),
+        (("--source", "amazon2018"), "no reviewerID, asin, overall, unixReviewTime"),
+    ],
+)
+def test_impossible_wishes_are_told(words: tuple[object, ...], says: str, shop: Path, tmp_path: Path) -> None:
+    base = ("prepare", "--reviews", shop / "sales.csv", "--out", tmp_path / "out", "--max-bad", 0.05)
+    assert says in refused(*base, *words)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "user;item;rating;time\nu;i;4;04/03/2021\n" * 3, "('04/03/2021').*--time-format"),
+        ("a.csv", "user;item;rating;time\nu;i;4 of 5;2021-03-04\n", "rating is not a number: 1 .*: '4 of 5'"),
+        ("a.csv", b"user;item;rating;time\nu;\xe9;4;2021-03-04\n", "--encoding"),
+        ("a.json", '{\n  "user": 1\n}\n', "JSON over several lines"),
+        ("a.json", '[{"user": 1}]', "a JSON array"),
+        ("a.bin", b"\x7fELF\x00\x00\x00\x01\x00", "is not text"),
+        ("a.csv", "user,user,item,rating,time\nu,v,i,4,5\n", "two columns called user"),
+        ("a.csv", "u\x1b[31m,b\n1,2\n", "no column for user, item, rating, timestamp"),
+        ("a.csv", "user,item,rating,time\n", "no rows"),
+        ("a.csv", "", "is empty"),
+    ],
+)
+def test_files_that_are_no_table_are_told(name: str, content: str | bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert re.search(says, refused("prepare", "--reviews", tmp_path / name, "--out", tmp_path / "out"))
+
+
+def test_a_decimal_comma_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("user;item;rating;date\n" + "".join(f"u;i{n};{n},5;2021-03-0{n}\n" for n in (1, 4)))
+    assert "scale: 1-5 by 0.5" in run("prepare", "--reviews", tmp_path / "a.csv", "--out", tmp_path / "out").output
+
+
+def test_out_may_be_a_link(shop: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for _ in range(2):
+        words = (
+            "prepare",
+            "--reviews",
+            shop / "sales.csv",
+            "--out",
+            tmp_path / "link",
+            "--max-bad",
+            0.05,
+            "--history",
+            7,
+        )
+        assert run(*words).exit_code == 0
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "dataset.json").is_file()
+    assert not list(tmp_path.glob(".tmp*"))
+
+
+def test_changed_files_are_not_shown(shop: Path, tmp_path: Path) -> None:
+    run("prepare", "--reviews", shop / "sales.csv", "--out", tmp_path / "out", "--max-bad", 0.05)
+    path = tmp_path / "out" / "examples.parquet"
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+    assert "changed after they were prepared" in refused("show", tmp_path / "out")
 
 
 def test_a_recipe_says_it_all_and_options_say_more(shop: Path, tmp_path: Path) -> None:

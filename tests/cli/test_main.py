@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import subprocess
 import sys
 
@@ -110,3 +111,28 @@ def test_the_console_script():
     script = [sys.executable, "-m", "reczero.cli.main"]
     done = subprocess.run([*script, "no-such"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+def test_errors_hold_nothing_that_a_terminal_obeys(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("us\x1b[31mer,\u202eitem\n1,2\n")
+    assert main.run(["data", "prepare", "--reviews", str(tmp_path / "a.csv"), "--out", str(tmp_path / "o")]) == 2
+    said = capsys.readouterr().err
+    assert "us\\x1b[31mer" in said and "\\u202eitem" in said and "\x1b" not in said
+
+
+@pytest.mark.parametrize("out", ["x" * 300, "/proc/reczero"])
+def test_a_place_that_can_not_be_is_told(out, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("user,item,rating,time\nu,i,4,5\n")
+    assert main.run(["data", "prepare", "--reviews", "a.csv", "--out", out]) == 2
+    assert "choose another" in capsys.readouterr().err
+
+
+def test_a_terminal_without_blocks_still_shows_statistics(tmp_path):
+    (tmp_path / "a.csv").write_text("user,item,rating,time\nu,i,4,5\nu,j,5,6\n")
+    here = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C", "RECZERO_HOME": str(tmp_path / "home")}
+    for words in (["prepare", "--reviews", "a.csv", "--out", "o"], ["show", "o"]):
+        command = [sys.executable, "-m", "reczero.cli.main", "data", *words]
+        done = subprocess.run(command, cwd=tmp_path, env=here, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert "2 ratings by 1 users" in done.stdout

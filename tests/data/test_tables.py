@@ -23,7 +23,7 @@ DAY = int(datetime(2018, 7, 7, tzinfo=UTC).timestamp())
         ([SECONDS, None], [SECONDS, None], "Unix seconds"),
         ([str(SECONDS), " ", "soon"], [SECONDS, None, None], "Unix seconds"),
         ([SECONDS * 1000 + 999], [SECONDS], "Unix milliseconds"),
-        ([SECONDS * 10**6, -1], [SECONDS, -1], "Unix microseconds"),
+        ([SECONDS * 10**6, SECONDS * 10**6 - 1, 5], [SECONDS, SECONDS - 1, None], "Unix microseconds"),
         ([SECONDS * 10**9 + 1], [SECONDS], "Unix nanoseconds"),
         (
             [SECONDS + 0.75, SECONDS, float("nan"), float("inf"), 1e300],
@@ -54,7 +54,8 @@ def test_a_unit_that_is_asked_for_or_was_found_holds() -> None:
     assert Clock("%d/%m/%Y").seconds(pl.Series(["07/08/2018", "13/13/2018"])).to_list() == [DAY + 31 * 86400, None]
     clock = Clock()
     clock.seconds(pl.Series([SECONDS * 1000]))
-    assert clock.seconds(pl.Series([5000])).to_list() == [5]  # a later batch alone would look like seconds
+    # A later batch alone would look like seconds; a stray number of another unit is not of our time.
+    assert clock.seconds(pl.Series([SECONDS, SECONDS * 1000])).to_list() == [None, SECONDS]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,9 @@ def test_a_unit_that_is_asked_for_or_was_found_holds() -> None:
         ([2, 4], Scale(1, 5, 1)),
         ([4.5, 3], Scale(1, 5, 0.5)),
         ([0.5, 5], Scale(0.5, 5, 0.5)),
+        ([0, 1], Scale(0, 1, 1)),
+        ([1, 1], Scale(1, 5, 1)),
+        ([-2, 2], Scale(-2, 2, 1)),
         ([0, 5], Scale(0, 5, 1)),
         ([8, 3], Scale(1, 10, 1)),
         ([0, 10], Scale(0, 10, 1)),
@@ -81,7 +85,7 @@ def test_scales_that_are_named() -> None:
     assert ScaleRule.parse("0-5").settle(ratings) == Scale(0, 5, 0.5)
     assert ScaleRule.parse("0-5:0.25").settle(ratings) == Scale(0, 5, 0.25)
     assert ScaleRule.parse("-1-1:0.5").settle(pl.Series([0.5])) == Scale(-1, 1, 0.5)
-    for wrong in ("5", "5-1", "1-5:0", "1-5:9", "a-b", "", "1 to 5"):
+    for wrong in ("5", "5-1", "1-5:0", "1-5:9", "a-b", "", "1 to 5", "1-5:0.3"):
         with pytest.raises(UserError, match="not a rating scale"):
             ScaleRule.parse(wrong)
     with pytest.raises(UserError, match=r"run from -999 to 5, .*--scale"):

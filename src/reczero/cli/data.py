@@ -174,6 +174,8 @@ def prepare(
     is_data = name in {**PUBLISHED, **SOURCES}
     if name and not recipe and not is_data and (name in shipped() or name.endswith((".yaml", ".yml"))):
         name, recipe = None, name
+    if name and (source or recipe):
+        raise UserError(f"{name}: name a data set, --source or --recipe, one of them.")
     if not (name or recipe or source):
         if reviews is None:
             raise UserError("what is to be prepared? Name a data set, or --source and --reviews, or --recipe.")
@@ -205,6 +207,8 @@ def _columns(text: str | None) -> dict[str, str] | None:
     pairs = [part.split("=", 1) for part in text.split(",") if part.strip()]
     if any(len(pair) != 2 or not all(side.strip() for side in pair) for pair in pairs):
         raise UserError(f"--columns {text}: write user=THEIRS,item=THEIRS and so on.")
+    if len({ours.strip() for ours, _ in pairs}) < len(pairs):
+        raise UserError(f"--columns {text}: names one of our columns twice.")
     return {ours.strip(): theirs.strip() for ours, theirs in pairs}
 
 
@@ -217,13 +221,20 @@ def _mistake(error: Any) -> str:
 def _tell(dataset: "Dataset") -> None:
     """What was found, what was made, what was put aside."""
     from reczero.data import LEAKS
+    from reczero.errors import printable
 
     info, counts = dataset.info, dataset.info["counts"]
     for what, found in info["found"].items():
-        typer.echo(f"{what}: {found}")
+        typer.echo(printable(f"{what}: {found}"))
     typer.echo(f"scale: {dataset.scale.min:g}-{dataset.scale.max:g} by {dataset.scale.step:g}")
     rows = ", ".join(f"{counts[s]:,} {s} ({counts[f'{s}_cold_start']:,} cold)" for s in ("train", "validation", "test"))
     typer.echo(f"{dataset.path}: {counts['users']:,} users, {counts['items']:,} items; examples: {rows}")
+    if counts["repeats_dropped"]:
+        dropped = f"{counts['repeats_dropped']:,} of {counts['interactions'] + counts['repeats_dropped']:,}"
+        typer.echo(f"repeats: {dropped} rows dropped: of a user's ratings of one item the earliest is kept")
+    if (bare := counts["items_without_title"]) and "items" not in info["found"]:
+        unmet = "; do the ids of the two files meet?" if bare == counts["items"] else ""
+        typer.echo(f"warning: {bare:,} of {counts['items']:,} items have no title{unmet}", err=True)
     for table, key in (("interactions", "quarantined"), ("items", "items_quarantined")):
         if counts[key]:
             reasons = ", ".join(f"{reason} {n:,}" for reason, n in counts[key].items())
@@ -260,12 +271,15 @@ def show(
     Example: reczero data show data/ml-100k --example 196:242
     """
     from reczero.data import Dataset
-    from reczero.reasoning import Template
+    from reczero.reasoning import Template, TemplateSettings
     from reczero.recipes import load_recipe
 
     dataset = Dataset.open(folder)
+    _ = dataset.fingerprint  # nothing is shown of files that were changed or damaged since
     told = load_recipe(recipe) if recipe else None
-    template = Template(told.rollout.template, dataset.scale) if told else Template(scale=dataset.scale)
+    kept = dataset.info["settings"]["history"]
+    shown = told.rollout.template if told else TemplateSettings(history=kept, opinions=kept)
+    template = Template(shown, dataset.scale)
     if example is not None:
         _show_example(dataset, example, template)
         return
@@ -276,6 +290,8 @@ def show(
 def _show_statistics(dataset: "Dataset") -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from reczero.data import when
 
     console = Console(highlight=False)
     found = dataset.statistics()
@@ -297,8 +313,8 @@ def _show_statistics(dataset: "Dataset") -> None:
     lines: dict[str, Callable[[dict[str, Any]], str]] = {
         "rows": lambda row: f"{row['rows']:,}",
         "cold start": lambda row: f"{row['cold_start']:,} ({row['cold_start'] / row['rows']:.1%})",
-        "from": lambda row: _when(row["first"]) if dataset.info["timed"] else "no times",
-        "to": lambda row: _when(row["last"]) if dataset.info["timed"] else "no times",
+        "from": lambda row: when(row["first"]) if dataset.info["timed"] else "no times",
+        "to": lambda row: when(row["last"]) if dataset.info["timed"] else "no times",
         "mean rating": lambda row: f"{row['rating']:.3f}",
         "earlier by the user (median)": lambda row: f"{row['user_count']:g}",
         "earlier of the item (median)": lambda row: f"{row['item_count']:g}",
@@ -316,12 +332,6 @@ def _show_statistics(dataset: "Dataset") -> None:
         share = f"{rows / counts['interactions']:.1%}"
         ratings.add_row(f"{rating:g}", f"{rows:,}", share, "█" * round(30 * rows / most))
     console.print(ratings)
-
-
-def _when(seconds: int) -> str:
-    from datetime import UTC, datetime, timedelta
-
-    return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"
 
 
 def _show_lengths(dataset: "Dataset", template: Any, model: str | None) -> None:
@@ -356,11 +366,16 @@ def _show_lengths(dataset: "Dataset", template: Any, model: str | None) -> None:
 
 
 def _show_example(dataset: "Dataset", example_id: str, template: Any) -> None:
+    from reczero.data import when
+    from reczero.errors import printable
+
     found = dataset.example(example_id)
     row = found.row(0, named=True)
     (context,) = dataset.contexts(found)
-    when = f" at {_when(row['timestamp'])}:{row['timestamp'] % 60:02d} UTC" if dataset.info["timed"] else ""
+    at = f" at {when(row['timestamp'])}:{row['timestamp'] % 60:02d} UTC" if dataset.info["timed"] else ""
     cold = ", cold start" if row["cold_start"] else ""
-    typer.echo(f"example {example_id}: {row['split']}{cold}, rated {row['rating']:g}{when} (not in the prompt)")
+    typer.echo(
+        f"example {printable(example_id)}: {row['split']}{cold}, rated {row['rating']:g}{at} (not in the prompt)"
+    )
     for message in template.messages(context):
         typer.echo(f"\n--- {message['role']} ---\n{message['content']}")

@@ -3,6 +3,7 @@
 Nothing heavy is imported here or at the top of a command's file, so that `--help` answers at once.
 """
 
+import io
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import typer
 
 from reczero import __version__
 from reczero.cli import compare, data, doctor, export, report, train
-from reczero.errors import UserError
+from reczero.errors import UserError, printable
 from reczero.files import write_error
 
 app = typer.Typer(
@@ -49,6 +50,9 @@ app.command()(export.export)
 
 def main() -> None:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding lacks is shown as a question mark
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that nothing half-written is left behind
     sys.exit(run(sys.argv[1:]))
 
@@ -72,7 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         told = _told(error)
         if told is None:
             raise
-        print("error:", told, file=sys.stderr)
+        print("error:", printable(told), file=sys.stderr)
         return 2
 
 

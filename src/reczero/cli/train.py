@@ -55,7 +55,7 @@ def _plan(recipe: "Recipe", folder: Path) -> None:
     answers = t.groups_per_step * r.group_size
     lines = [
         f"method      {recipe.method}: GRPO, reward {t.reward}, {'guided' if r.guided else 'free'} ({r.engine})",
-        f"data        {recipe.data.dataset}, {f'{rows:,}' if rows else 'all'} training rows",
+        f"data        {_what_is_read(recipe)}",
         f"policy      {recipe.model.name}, {recipe.model.dtype}, {_what_learns(recipe)}",
         f"training    {steps} steps of {t.groups_per_step} prompts x {r.group_size} answers = {answers} answers a step",
         f"validation  {e.validation_examples} rows every {e.validation_steps} steps; the best checkpoint is kept",
@@ -63,6 +63,24 @@ def _plan(recipe: "Recipe", folder: Path) -> None:
         f"output      {folder}/",
     ]
     typer.echo("\n".join(lines))
+
+
+def _what_is_read(recipe: "Recipe") -> str:
+    """The data, as far as it can be told without fetching or reading much. UserError for a name that is none."""
+    from reczero.data import PUBLISHED, SOURCES, Dataset
+    from reczero.errors import unknown
+
+    data, rows = recipe.data, recipe.data.train_examples
+    wanted = f"up to {rows:,} training rows" if rows else "all training rows"
+    if data.source or data.reviews:
+        return f"{data.reviews}, read as {data.source or data.dataset}; {wanted}"
+    if (Path(data.dataset) / "dataset.json").is_file():
+        counts = Dataset.open(Path(data.dataset)).info["counts"]
+        warm = counts["train"] - counts["train_cold_start"]
+        return f"{data.dataset}, {min(rows or warm, warm):,} of {warm:,} training rows"
+    if data.dataset not in {**PUBLISHED, **SOURCES}:
+        raise unknown("prepared folder or data set", data.dataset, PUBLISHED)
+    return f"{data.dataset}; {wanted}"
 
 
 def _what_learns(recipe: "Recipe") -> str:

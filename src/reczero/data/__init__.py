@@ -3,7 +3,7 @@
 from .dataset import EXAMPLES, Dataset, Split, spread
 from .origin import About, Origin
 from .prepare import LEAKS, prepare, prepare_source
-from .settings import PrepareSettings
+from .settings import PrepareSettings, when
 from .sources import PUBLISHED, SOURCES, Published, Source
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "prepare",
     "prepare_source",
     "spread",
+    "when",
 ]

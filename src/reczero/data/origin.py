@@ -12,6 +12,7 @@ from reczero.files import cache_dir, sha256
 
 from .raw import Report
 from .sources import PUBLISHED, SOURCES, Given
+from .tables import check_time_format
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ def locate(origin: Origin, report: Report) -> tuple[str, Given, About]:
             raise UserError(f"{origin.dataset}: is prepared already; `reczero data show {origin.dataset}` shows it.")
         if origin.source:
             raise unknown("source", source, SOURCES)
-        raise unknown("data set or source", source, [*PUBLISHED, *SOURCES])
+        raise unknown("data set or source", source, {**PUBLISHED, **SOURCES})
     try:
-        "".encode(origin.encoding)
-    except LookupError:
+        "a".encode(origin.encoding, "surrogateescape")
+    except (LookupError, UnicodeError):
         raise UserError(f"encoding {origin.encoding!r}: is none; write utf-8, latin-1 or cp1252, say.") from None
+    check_time_format(origin.time_format)
 
     if origin.reviews is not None:
         reviews, items = _local(origin.reviews), _local(origin.items) if origin.items else None
@@ -67,6 +69,9 @@ def locate(origin: Origin, report: Report) -> tuple[str, Given, About]:
         raise UserError(f"source {source}: name its files with --reviews. It takes {SOURCES[source].reviews}.")
     if published is not None:
         published.check(reviews)
+    for path in (reviews, items):
+        if path and path.is_dir() and (source != "movielens" or path is items):
+            raise UserError(f"{path}: is a folder; name the file.")
     given = Given(reviews, items, origin.columns, origin.scale, origin.encoding, origin.time_format)
     asked = {key: value for key, value in vars(origin).items() if key not in ("dataset", "reviews", "items")}
     name = published.name if published else reviews.name.split(".")[0] if source == "table" else source

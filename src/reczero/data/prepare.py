@@ -19,11 +19,11 @@ from .context import contexts, write_examples
 from .dataset import FILES, FORMAT, QUARANTINE, Dataset
 from .origin import About, Origin, locate
 from .raw import Quarantine, RawFile, Report, silent
-from .settings import PrepareSettings
+from .settings import PrepareSettings, when
 from .sources import SOURCES, Raw
 from .splits import SPLITS, choose_targets, split_rows
 from .staging import Staging
-from .store import in_order, read_interactions, stage_items, write_interactions, write_items
+from .store import check_agreement, in_order, read_interactions, stage_items, write_interactions, write_items
 from .tables import INTERACTIONS, ITEMS, Checker, Clock, ScaleRule
 
 STAGED = ".staged"
@@ -111,6 +111,8 @@ def prepare_raw(raw: Raw, out: Path, settings: PrepareSettings, about: About, re
         staged = Staging(folder / STAGED / "items", ITEMS)
         listed = stage_items(raw.items, raw.item_file, raw.unescape, staged)
         quarantine.check("items", listed.height, settings.max_bad)
+        if not raw.items_vary:
+            check_agreement(listed)
         bare = write_items(folder / "items.parquet", listed, staged, ratings.item_ids)
 
         targets = choose_targets(ratings.users, ratings.items, ratings.user_ids, settings)
@@ -134,7 +136,9 @@ def prepare_raw(raw: Raw, out: Path, settings: PrepareSettings, about: About, re
         for number, name in enumerate(SPLITS):
             inside = examples.split == number
             counts |= {name: int(inside.sum()), f"{name}_cold_start": int(cold[inside].sum())}
-        times = raw.clock.found if raw.timed else "none: rows stand in a shuffled order, which counts as their time"
+        times = "none: rows stand in a shuffled order, which counts as their time"
+        if raw.timed:
+            times = f"{raw.clock.found}, {' to '.join(when(t) for t in ratings.timestamp[[0, -1]].tolist())}"
         found = raw.found | {"times": times}
         info = _provenance(about, settings) | {"scale": scale.to_dict(), "found": found, "timed": raw.timed}
         info |= {"counts": counts, "files": {file: sha256(folder / file) for file in FILES}}

@@ -29,6 +29,7 @@ from reczero.errors import UserError
 
 BATCH = 20_000  # rows in memory at a time while reading
 SIMPLE = frozenset({"user_id", "item_id", "rating", "timestamp", "review", "summary"})  # never lists
+csv.field_size_limit(1 << 20)  # a longer field is most likely a quote that was never closed
 SNIPPET = 500  # characters of a bad row that the quarantine keeps
 
 Report = Callable[[str, int, int], None]  # what is being done, how far it is, of how much
@@ -36,6 +37,13 @@ Report = Callable[[str, int, int], None]  # what is being done, how far it is, o
 
 def silent(what: str, done: int, total: int) -> None:
     """A `Report` that tells nobody."""
+
+
+_HINTS = {  # by a part of the reason
+    "time can't be read": "Say how times are written: --time-format, such as %d/%m/%Y.",
+    "text": "Name its encoding: --encoding, such as cp1252.",
+    "off the scale": "Name the scale: --scale MIN-MAX.",
+}
 
 
 class Quarantine:
@@ -51,9 +59,10 @@ class Quarantine:
 
     def add(self, table: str, file: str, line: int, reason: str, text: Any) -> None:
         """`reason` is counted up to its first bracket, which may hold details of the one row."""
-        kind = reason.split(" (")[0]
+        kind, _, detail = reason.partition(" (")
         self._reasons.setdefault(table, Counter())[kind] += 1
-        self._first.setdefault((table, kind), f"{file}, line {line}" if file else f"row {line}")
+        first = f"{file}, line {line}" if file else f"row {line}"
+        self._first.setdefault((table, kind), f"{first}: {detail.removesuffix(')')}" if detail else first)
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         elif not isinstance(text, str):
@@ -74,9 +83,12 @@ class Quarantine:
         """UserError where more than the share `most` of a table's rows are bad."""
         bad = sum(self.counts(table).values())
         if bad > most * (good + bad):
+            reasons = self.counts(table)
+            hints = [hint for sign, hint in _HINTS.items() if any(sign in reason for reason in reasons)]
             raise UserError(
                 f"{table}: {bad:,} of {good + bad:,} rows can't be used, more than max_bad {most:g} allows. "
-                f"{self.told(table)}. Mend the file, or allow more with --max-bad."
+                f"{self.told(table)}. {' '.join(hints)}{' ' if hints else ''}"
+                + ("Or mend the file, or allow more with --max-bad." if good else "Is it the right file?")
             )
 
     def save(self, path: Path) -> None:
@@ -118,8 +130,10 @@ class RawFile:
         """Puts a row aside."""
         self.quarantine.add(self.table, self.name, line, reason, text)
 
-    def bad_row(self, batch: pl.DataFrame, at: int, reason: str) -> None:
-        """Puts aside the row `at` of the batch that was read last, as it stands in the file."""
+    def bad_row(self, batch: pl.DataFrame, at: int, reason: str, column: str | None = None) -> None:
+        """Puts aside the row `at` of the batch that was read last, as it stands in the file. column: what is wrong."""
+        if column is not None:
+            reason += f" ({str(batch[column][at])[:40]!r})"
         self.bad(batch["line"][at], reason, self._text_of(at) if self._text_of else batch.row(at, named=True))
 
     @contextmanager
@@ -179,6 +193,15 @@ class RawFile:
             )
         if not text:
             raise UserError(f"{self.path}: is empty.")
+        if start[257:262] == b"ustar":
+            raise UserError(f"{self.path}: is a tar archive; unpack it and name a file of it.")
+        if "\0" in text[:1000] and "\n" not in text[:1000]:
+            raise UserError(f"{self.path}: is not text, Parquet, .gz or .zip; which file is meant?")
+        if text.split("\n")[0].strip() == "{":
+            raise UserError(
+                f"{self.path}: JSON over several lines, and JSON lines are expected, one object a line; "
+                f"convert it first: jq -c . {self.name} > {self.path.stem}.jsonl"
+            )
         lines = [line.lstrip() for line in text.split("\n")[:20] if line.strip()]  # the first may be a broken one
         return "json" if 2 * sum(line[:1] == "{" for line in lines) >= len(lines) else "text"
 
@@ -205,6 +228,8 @@ def _member(archive: zipfile.ZipFile, raw: RawFile) -> str:
         if found:
             names = found
             break
+    if "[Content_Types].xml" in names:
+        raise UserError(f"{raw.path}: is a workbook (Excel, say); save the table as CSV.")
     if any(info.flag_bits & 1 for info in archive.infolist()):
         raise UserError(f"{raw.path}: is locked with a password; unpack it first.")
     if len(names) != 1:
@@ -214,6 +239,11 @@ def _member(archive: zipfile.ZipFile, raw: RawFile) -> str:
 
 
 # --- columns and rows ------------------------------------------------------------------------------------------------
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a message; not all where there are very many."""
+    return ", ".join(names[:40]) + (f" and {len(names) - 40:,} more" if len(names) > 40 else "")
 
 
 def column_names(file: RawFile, layout: Layout | None = None) -> list[str]:

@@ -1,17 +1,19 @@
 """How to make examples: what a recipe's `data` section and the command line may say, by the same names."""
 
-from datetime import UTC, datetime
-from typing import Literal
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Split = Literal["time", "leave-last-k", "random"]
+Count = Annotated[int, Field(ge=0, le=10**9)]
+Positive = Annotated[int, Field(ge=1, le=10**9)]
 
 
 class PrepareSettings(BaseModel):
     """The same names in a recipe's `data` section and on the command line."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     split: Split = Field(
         default="time",
@@ -28,26 +30,29 @@ class PrepareSettings(BaseModel):
     )
     test_from: str | None = Field(default=None, description="split time by dates: the test period begins here (UTC)")
     leave_last: int = Field(
-        default=1, ge=1, description="leave-last-k: rows of each user to test on, and as many before to validate on"
+        default=1,
+        ge=1,
+        le=10**9,
+        description="leave-last-k: rows of each user to test on, and as many before to validate on",
     )
-    users: int | None = Field(default=None, ge=1, description="targets only of so many users, drawn by the seed")
-    k_core: int = Field(default=0, ge=0, description="targets only of users and items with this many ratings; 0 is off")
+    users: int | None = Field(
+        default=None, ge=1, le=10**12, description="targets only of so many users, drawn by the seed"
+    )
+    k_core: int = Field(
+        default=0, ge=0, le=10**9, description="targets only of users and items with this many ratings; 0 is off"
+    )
     history: int = Field(
-        default=10, ge=1, description="how many of the newest earlier ratings a context shows, on each side"
+        default=10, ge=1, le=10_000, description="how many of the newest earlier ratings a context shows, on each side"
     )
-    min_user_history: int = Field(
-        default=1, ge=0, description="fewer earlier ratings by the user make a row a cold start"
-    )
-    min_item_history: int = Field(
-        default=1, ge=0, description="fewer earlier ratings of the item make a row a cold start"
-    )
-    min_context: int = Field(
-        default=5, ge=0, description="fewer shown ratings, both sides together, make a row a cold start"
+    min_user_history: Count = Field(default=1, description="fewer earlier ratings by the user make a row a cold start")
+    min_item_history: Count = Field(default=1, description="fewer earlier ratings of the item make a row a cold start")
+    min_context: Count = Field(
+        default=5, description="fewer shown ratings, both sides together, make a row a cold start"
     )
     max_bad: float = Field(
         default=0.01, ge=0, le=1, description="a larger share of rows that can't be used stops the preparation"
     )
-    seed: int = Field(default=0, ge=0, description="of the random split and of the sample of users")
+    seed: int = Field(default=0, ge=0, le=2**63 - 1, description="of the random split and of the sample of users")
 
     @field_validator("validation_from", "test_from", mode="before")
     @classmethod
@@ -62,7 +67,7 @@ class PrepareSettings(BaseModel):
     @model_validator(mode="after")
     def _possible(self) -> "PrepareSettings":
         total = self.train + self.validation + self.test
-        if abs(total - 1) > 1e-6:
+        if abs(total - 1) > 1e-6 and self.split != "leave-last-k":
             raise ValueError(f"train, validation and test must sum to 1, not {total:g}")
         if self.min_context > 2 * self.history:
             raise ValueError(f"min_context {self.min_context} is more than two histories of {self.history} can show")
@@ -83,3 +88,8 @@ def date_seconds(text: str) -> int:
     except ValueError:
         raise ValueError(f"not a date: {text!r}; write YYYY-MM-DD, with a time or without") from None
     return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def when(seconds: int) -> str:
+    """Unix seconds as a date and a time, in UTC."""
+    return f"{datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds):%Y-%m-%d %H:%M}"

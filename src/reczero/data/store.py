@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from reczero.errors import UserError
+
 from .context import Ratings
 from .raw import RawFile
 from .staging import Staging, ahead, write_tables
@@ -134,6 +136,19 @@ def stage_items(batches: Iterable[pl.DataFrame], file: RawFile, unescape: bool, 
         slim.append(good.select("item_id", "title", rest=rest))
     staged.close()
     return pl.concat(slim)
+
+
+def check_agreement(listed: pl.DataFrame) -> None:
+    """UserError where two rows of one item differ: in a table of ratings that is no attribute of the item."""
+    differ = (
+        listed.group_by("item_id").agg(pl.struct("title", "rest").n_unique().alias("kinds")).filter(pl.col("kinds") > 1)
+    )
+    if not differ.is_empty():
+        one = differ["item_id"].min()
+        raise UserError(
+            f"items: {differ.height:,} items are described in more than one way, {one!r} among them. In a table of "
+            "ratings such a column belongs to the rating, and would show what came later; give a table of items."
+        )
 
 
 def write_items(path: Path, listed: pl.DataFrame, staged: Staging, rated: pl.Series) -> int:

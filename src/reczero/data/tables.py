@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -34,6 +35,7 @@ ITEMS: dict[str, pl.DataType] = {
 # Unix seconds of the years 1 to 9999: what a date can show.
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799
 _OLDEST_DATE = -2_208_988_800  # 1900: before it stand years of two digits, misread
+_SIZES = {"s": 0.0, "ms": 1e11, "us": 1e14, "ns": 1e17}  # numbers at least so large are of this unit, or a finer one
 _UNITS = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _DATES = (
     "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%dT%H:%M:%S%.f%#z", "%Y-%m-%d %H:%M:%S%.f%#z",
@@ -54,7 +56,8 @@ class ScaleRule:
     step: float | None = None
     # The ends of scales in use, the narrower first; which of them is meant shows when all ratings are read.
     likely: tuple[tuple[float, float], ...] = (
-        (1, 5), (0.5, 5), (0, 5), (1, 7), (1, 10), (0.5, 10), (0, 10), (-1, 1), (-10, 10), (1, 100), (0, 100)
+        (1, 5), (0.5, 5), (0, 1), (0, 5), (1, 7), (1, 10), (0.5, 10), (0, 10), (-1, 1), (-2, 2), (-5, 5), (-10, 10),
+        (1, 100), (0, 100)
     )  # fmt: skip
 
     @classmethod
@@ -69,8 +72,9 @@ class ScaleRule:
         if match:
             low, high, step = (None if part is None else float(part) for part in match.groups())
             try:
-                Scale(low, high, min(1.0, high - low) if step is None else step)  # type: ignore[arg-type, operator]
-                return cls(low, high, step, ())  # type: ignore[arg-type]
+                scale = Scale(low, high, min(1.0, high - low) if step is None else step)  # type: ignore[arg-type, operator]
+                if step is None or scale.grid()[-1] == high:
+                    return cls(low, high, step, ())  # type: ignore[arg-type]
             except ValueError:
                 pass
         raise UserError(f"scale {text!r}: not a rating scale; write MIN-MAX or MIN-MAX:STEP, such as 1-5 or 0.5-5:0.5.")
@@ -101,6 +105,19 @@ class ScaleRule:
 
 
 # --- times -----------------------------------------------------------------------------------------------------------
+
+
+def check_time_format(asked: str | None) -> None:
+    """UserError for what is neither a unit nor a format that a date can be written and read by."""
+    if asked is None or asked in _UNITS:
+        return
+    moment = pl.Series([datetime(2001, 12, 31, 10, 20, 30)])
+    try:
+        read = moment.dt.strftime(asked).str.to_datetime(asked, strict=False)
+    except pl.exceptions.PolarsError:
+        read = pl.Series([None])
+    if "%" not in asked or read.null_count():
+        raise UserError(f"time format {asked!r}: write s, ms, us, ns, or a strftime format such as %d/%m/%Y %H:%M.")
 
 
 @dataclass
@@ -136,7 +153,7 @@ class Clock:
     def _numbers(self, times: pl.Series, numbers: pl.Series) -> pl.Series:
         finite = numbers.filter(numbers.is_finite())
         if self._unit is None and len(finite):
-            self._unit = self.asked or _magnitude(finite)
+            self._unit = self.asked or _unit(finite)
             named = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
             self.found = f"Unix {named[self._unit]}" if self._unit in named else "dates as %Y%m%d"
         if self._unit == "%Y%m%d":
@@ -145,7 +162,12 @@ class Clock:
         # Whole numbers exactly; others by way of floats.
         whole = times.cast(pl.Int64, strict=False) if not times.dtype.is_float() else _none(times)
         floats = numbers.set(~numbers.is_between(_FIRST * per_second, _LAST * per_second), None)
+        if not self.asked:  # a few seconds among milliseconds would all lie in January 1970
+            sizes = [*_SIZES.values(), math.inf]
+            least = sizes.index(_SIZES[self._unit or "s"])
+            floats = floats.set(~floats.abs().is_between(sizes[least], sizes[least + 1], closed="left"), None)
         seconds = (whole // per_second).fill_null((floats / per_second).floor().cast(pl.Int64))
+        seconds = seconds.set(floats.is_null(), None)
         return seconds.set(~seconds.is_between(_FIRST, _LAST), None)
 
     @staticmethod
@@ -166,29 +188,40 @@ def _none(like: pl.Series) -> pl.Series:
     return pl.Series(like.name, [None], pl.Int64).new_from_index(0, len(like))
 
 
-def _magnitude(numbers: pl.Series) -> str:
+def _unit(numbers: pl.Series) -> str:
     """The unit in which these numbers are of our time; days written as one number (20180707) are known too."""
     size = numbers.abs().median()
     assert isinstance(size, float)
     days = (numbers.is_between(19000101, 21001231) & (numbers % 100).is_between(1, 31)).all()
     if days and (numbers // 100 % 100).is_between(1, 12).all():
         return "%Y%m%d"
-    return "s" if size < 1e11 else "ms" if size < 1e14 else "us" if size < 1e17 else "ns"
+    return next(unit for unit in reversed(_SIZES) if size >= _SIZES[unit])
 
 
 # --- interactions -----------------------------------------------------------------------------------------------------
 
 
 def text_of(value: Any) -> str | None:
-    """A value as text: whole floats without their .0, lists joined by spaces; None for what is not there."""
+    """A value as text: whole floats without their .0, lists joined by spaces; None for what is not there or no text."""
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, float):
         whole = value.is_integer() and abs(value) < 2**53
         return None if math.isnan(value) else str(int(value)) if whole else str(value)
-    if isinstance(value, (list, tuple, pl.Series)):
-        return " ".join(part for part in map(text_of, value) if part and part.strip())
-    return str(value)
+    if isinstance(value, (list, tuple)):
+        return " ".join(text for text in _leaves(value) if text.strip())
+    return None if isinstance(value, dict) else str(value)
+
+
+def _leaves(value: Any) -> Iterator[str]:
+    """The texts in a list of any depth, in order, with whatever commas they have."""
+    left = [value]
+    while left:  # not by recursion: a hostile list may be deeper than the stack
+        one = left.pop()
+        if isinstance(one, (list, tuple)):
+            left.extend(reversed(one))
+        else:
+            yield text_of(one) or ""
 
 
 def _given(raw: pl.DataFrame, name: str) -> pl.Series:
@@ -231,7 +264,7 @@ class Checker:
         no_time = pl.Series("timestamp", [0]).new_from_index(0, raw.height)
         frame = pl.DataFrame(
             [
-                *(_texts(raw, name) for name in ("user_id", "item_id")),
+                *(_texts(raw, name).str.strip_chars() for name in ("user_id", "item_id")),
                 _numbers(rating),
                 self.clock.seconds(time) if self.timed else no_time,
                 *(_texts(raw, name, self.unescape) for name in ("review", "summary")),
@@ -252,10 +285,14 @@ class Checker:
         return _without_bad(frame, reason.to_series(), raw, self.file)
 
 
+# The column whose value is worth a look.
+_SHOWN = {"rating is not a number": "rating", "rating": "rating", "time can't be read": "timestamp"}
+
+
 def _without_bad(frame: pl.DataFrame, reason: pl.Series, raw: pl.DataFrame, file: RawFile) -> pl.DataFrame:
     """The rows without a `reason` against them; the others go to the quarantine."""
     for at in reason.is_not_null().arg_true():
-        file.bad_row(raw, at, reason[at])
+        file.bad_row(raw, at, reason[at], _SHOWN.get(reason[at].split(" off")[0]))
     return frame.filter(reason.is_null())
 
 
@@ -264,7 +301,7 @@ def _numbers(column: pl.Series) -> pl.Series:
     if column.dtype == pl.Object:
         column = pl.Series(column.name, [None if v is None else str(v) for v in column.to_list()], pl.String)
     if column.dtype == pl.String:
-        column = column.str.strip_chars()
+        column = column.str.strip_chars().str.replace(r"^(-?[0-9]+),([0-9]+)$", "$1.$2")  # a decimal comma
     elif not column.dtype.is_numeric():
         return pl.Series(column.name, [None], pl.Float64).new_from_index(0, len(column))
     numbers = column.cast(pl.Float64, strict=False)
@@ -278,21 +315,13 @@ def labels(value: Any) -> list[str]:
     """Categories: a list of any depth, flattened, or one text cut at | or at commas; each once, in order."""
     if isinstance(value, str):
         value = value.split("|" if "|" in value else ",")
-    return list(dict.fromkeys(label for label in map(str.strip, _flat(value)) if label))
-
-
-def _flat(value: Any) -> Iterator[str]:
-    """The texts in a list of any depth, with whatever commas they have."""
-    if isinstance(value, (list, tuple)):
-        for inner in value:
-            yield from _flat(inner)
-    else:
-        yield text_of(value) or ""
+    return list(dict.fromkeys(label for label in map(str.strip, _leaves(value)) if label))
 
 
 def check_items(raw: pl.DataFrame, file: RawFile, unescape: bool = False) -> pl.DataFrame:
     """Typed rows of the item table, with the columns of `ITEMS`; rows without an id are put aside."""
     columns = {name: _texts(raw, name, unescape) for name in ITEMS if name != "categories"}
+    columns["item_id"] = columns["item_id"].str.strip_chars()
     lists = [labels(value) for value in _given(raw, "categories").to_list()]
     if unescape:
         lists = [[html.unescape(label) for label in one] for one in lists]

@@ -10,7 +10,7 @@ import polars as pl
 
 from reczero.errors import UserError
 
-from ..raw import Layout, Quarantine, RawFile, Report, column_names, read_columns, silent
+from ..raw import Layout, Quarantine, RawFile, Report, column_names, listed, read_columns, silent
 from ..tables import Clock, ScaleRule
 
 NEEDED = ("user_id", "item_id", "rating", "timestamp")
@@ -48,6 +48,7 @@ class Raw(NamedTuple):
     unescape: bool = False
     reviews: RawFile = RawFile(Path())  # whose rows the interactions are, for the quarantine
     item_file: RawFile = RawFile(Path(), "items")
+    items_vary: bool = True  # False where two rows of one item must agree, since a later one would leak
 
 
 class Source(ABC):
@@ -88,6 +89,9 @@ class Fixed(Source):
         items: Iterable[pl.DataFrame] = ()
         if given.items is not None:
             expect(self, file, [self.item_columns[name] for name in ("item_id", "title")])
+            own = {self.review_columns[name] for name in ("user_id", "rating")}
+            if own <= set(column_names(file)):  # a review's headline would pass for the item's title
+                raise UserError(f"{file.path}: holds reviews, not items of {self.name}; give its file of items.")
             items = map(self.item_batch, read_columns(file, self.item_columns, None, self.literal))
         rule = ScaleRule.parse(given.scale or self.scale)
         clock = Clock(given.time_format or self.time_format)
@@ -103,7 +107,7 @@ def expect(source: Source, file: RawFile, needed: Iterable[str], layout: Layout 
     if missing := [name for name in needed if name not in there]:
         raise UserError(
             f"{file.path}: not {file.table} of {source.name}: no {', '.join(missing)}; "
-            f"there are {', '.join(there[:12]) or 'no keys'}. See `reczero data list` for the sources."
+            f"there are {listed(there) or 'no keys'}. See `reczero data list` for the sources."
         )
 
 

@@ -138,17 +138,20 @@ def _films(edition: _Edition, file: RawFile) -> Iterator[pl.DataFrame]:
     layout = edition.layout
     if edition.films == "u.item":
         file.encoding = "latin-1"
+        expect(MovieLens(), file, _flags().values(), Layout("|", False, False))
         yield from map(_flagged(_genres(file)), read_columns(file, _flags(), Layout("|", False, False)))
     elif edition.films == "ml-100k.item":
         columns = {
             "item_id": "item_id:token", "title": "movie_title:token_seq", "year": "release_year:token",
             "categories": "class:token_seq",
         }  # fmt: skip
+        expect(MovieLens(), file, columns.values(), layout)
         yield from map(_packaged, read_columns(file, columns, layout))
     else:
         columns = {"item_id": "movieId", "title": "title", "categories": "genres"}
         if edition.films == "movies.dat":
             file.encoding, columns = _encoding(file), {"item_id": "#1", "title": "#2", "categories": "#3"}
+        expect(MovieLens(), file, columns.values(), layout)
         yield from map(_without_no_genre, read_columns(file, columns, layout))
 
 

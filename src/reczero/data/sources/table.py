@@ -9,7 +9,7 @@ import polars as pl
 
 from reczero.errors import UserError
 
-from ..raw import Quarantine, RawFile, Report, column_names, guess_layout, read_columns, silent
+from ..raw import Quarantine, RawFile, Report, column_names, guess_layout, listed, read_columns, silent
 from ..tables import Clock, ScaleRule, named
 from .base import ITEM_COLUMNS, NEEDED, Given, Raw, Source
 
@@ -80,6 +80,7 @@ class Table(Source):
             found["columns"] += f" (no {', no '.join(absent)})"
 
         items: Iterable[pl.DataFrame] = ()
+        of_ratings = False
         if given.items is not None:
             item_layout = guess_layout(file) if file.kind() == "text" else None
             names = column_names(file, item_layout)
@@ -88,12 +89,18 @@ class Table(Source):
                 said["item_id"] = asked["item_key"]
             elif columns.get("item_id") in names:
                 said["item_id"] = columns["item_id"]
-            item_columns = _guess(names, USUAL_ITEMS, said, file)
+            usual = USUAL_ITEMS
+            of_ratings = {columns.get(name) for name in ("user_id", "rating")} <= set(names)
+            if of_ratings:  # a review's headline would pass for the item's title: only what is named is taken
+                usual = {name: USUAL_ITEMS[name] for name in USUAL_ITEMS if name in said or name == "item_id"}
+            item_columns = _guess(names, usual, said, file)
             if missing := [name for name in ("item_id", "title") if name not in item_columns]:
                 raise _missing(file, missing, names)
             found["item columns"] = named({_key(ours, file): theirs for ours, theirs in item_columns.items()})
             items = read_columns(file, item_columns, item_layout)
         else:
+            if unused := [name for name in asked if name in (*ITEM_COLUMNS, "item_key")]:
+                raise UserError(f"--columns {', '.join(unused)}: describe items; name their table with --items.")
             found["items"] = "no item table: items are called by their ids (add --items FILE)"
 
         needed = [name for name in NEEDED if name not in columns]
@@ -102,7 +109,8 @@ class Table(Source):
         rule = ScaleRule.parse(given.scale) if given.scale else self.rule
         interactions = read_columns(reviews, columns, layout)
         clock = Clock(given.time_format)
-        return Raw(interactions, items, rule, clock, found, "timestamp" in columns, False, reviews, file)
+        timed = "timestamp" in columns
+        return Raw(interactions, items, rule, clock, found, timed, False, reviews, file, not of_ratings)
 
 
 def _asked(columns: Mapping[str, str]) -> dict[str, str]:
@@ -123,7 +131,9 @@ def _guess(
 ) -> dict[str, str]:
     """our name -> theirs: as asked, else the first usual name; no column is taken twice, but a title may be the id."""
     if wrong := [f"{_key(ours, file)}={theirs}" for ours, theirs in asked.items() if theirs not in there]:
-        raise UserError(f"{file.path}: no such column: {', '.join(wrong)}; there are {', '.join(there)}.")
+        raise UserError(f"{file.path}: no such column: {', '.join(wrong)}; there are {listed(there)}.")
+    if twice := sorted({theirs for theirs in asked.values() if [*asked.values()].count(theirs) > 1}):
+        raise UserError(f"--columns: {', '.join(twice)} can't be two things at once.")
     by_plain: dict[str, str] = {}
     for name in there:
         by_plain.setdefault(_plain(name), name)
@@ -135,6 +145,8 @@ def _guess(
         candidates = [by_plain[name] for name in names if name in by_plain and by_plain[name] not in taken]
         if candidates:
             found[ours] = candidates[0]
+    if twice := [theirs for theirs in found.values() if [*there].count(theirs) > 1]:
+        raise UserError(f"{file.path}: has two columns called {twice[0]}; rename one, or count columns: #1, #2, …")
     return {ours: found[ours] for ours in usual if ours in found}
 
 
@@ -147,7 +159,7 @@ def _missing(file: RawFile, missing: Sequence[str], there: Sequence[str]) -> Use
     keys = [_key(ours, file) for ours in missing]
     example = ",".join(f"{key}=…" for key in keys)
     return UserError(
-        f"{file.path}: no column for {', '.join(keys)}; there are {', '.join(there)}. Name them: --columns {example}"
+        f"{file.path}: no column for {', '.join(keys)}; there are {listed(there)}. Name them: --columns {example}"
     )
 
 
