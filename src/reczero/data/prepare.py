@@ -74,7 +74,7 @@ def prepare(
     quarantine = Quarantine()
     files = RawFile(Path(), "interactions", quarantine), RawFile(Path(), "items", quarantine)
     numbered = (frame.with_columns(line=pl.int_range(1, pl.len() + 1)) for frame in (interactions, items))
-    raw = Raw([next(numbered)], [next(numbered)], ScaleRule.of(scale), Clock("s"), {}, True, False, *files)
+    raw = Raw([next(numbered)], [next(numbered)], *files, ScaleRule.of(scale), Clock("s"), {})
     return prepare_raw(raw, out, settings or PrepareSettings(), about or About())
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import polars as pl
 
@@ -14,6 +14,7 @@ from ..raw import Layout, Quarantine, RawFile, Report, column_names, listed, rea
 from ..tables import Clock, ScaleRule
 
 NEEDED = ("user_id", "item_id", "rating", "timestamp")
+NO_ITEMS = "no item table: items are called by their ids (add --items FILE)"
 ITEM_COLUMNS = ("title", "categories", "creator", "price", "description")
 
 
@@ -32,23 +33,26 @@ class Given:
     time_format: str | None = None
 
 
-class Raw(NamedTuple):
+@dataclass(frozen=True)
+class Raw:
     """A data set as its publisher ships it, under our column names, not yet typed, sorted or split; read when iterated.
 
     `items` never holds what publishers compute over all time (star averages, review counts): it would leak the future.
-    `found`: what was guessed or found in the files, to be shown. `timed`: whether the rows have times at all.
+    `reviews` and `item_file` are the files that the rows come from, with one quarantine. `found`: what was guessed or
+    found in them, to be shown. `timed`: whether the rows have times at all. `unescape`: whether texts hold `&amp;` and
+    its like. `items_vary`: False where two rows of one item must agree, since a later one would leak.
     """
 
     interactions: Iterable[pl.DataFrame]
     items: Iterable[pl.DataFrame]
+    reviews: RawFile
+    item_file: RawFile
     scale: ScaleRule
     clock: Clock
     found: dict[str, str]
     timed: bool = True
     unescape: bool = False
-    reviews: RawFile = RawFile(Path())  # whose rows the interactions are, for the quarantine
-    item_file: RawFile = RawFile(Path(), "items")
-    items_vary: bool = True  # False where two rows of one item must agree, since a later one would leak
+    items_vary: bool = True
 
 
 class Source(ABC):
@@ -95,7 +99,8 @@ class Fixed(Source):
             items = map(self.item_batch, read_columns(file, self.item_columns, None, self.literal))
         rule = ScaleRule.parse(given.scale or self.scale)
         clock = Clock(given.time_format or self.time_format)
-        return Raw(interactions, items, rule, clock, {}, True, self.unescape, reviews, file)
+        found = {} if given.items else {"items": NO_ITEMS}
+        return Raw(interactions, items, reviews, file, rule, clock, found, unescape=self.unescape)
 
     def item_batch(self, raw: pl.DataFrame) -> pl.DataFrame:
         return raw
@@ -111,4 +116,4 @@ def expect(source: Source, file: RawFile, needed: Iterable[str], layout: Layout 
         )
 
 
-__all__ = ["ITEM_COLUMNS", "NEEDED", "Fixed", "Given", "Layout", "Raw", "Source", "expect"]
+__all__ = ["ITEM_COLUMNS", "NEEDED", "NO_ITEMS", "Fixed", "Given", "Layout", "Raw", "Source", "expect"]

@@ -18,7 +18,7 @@ from reczero.errors import UserError
 
 from ..raw import Layout, Quarantine, RawFile, Report, read_columns, silent
 from ..tables import Clock, ScaleRule
-from .base import Given, Raw, Source, expect
+from .base import NO_ITEMS, Given, Raw, Source, expect
 
 GENRES = (
     "unknown", "Action", "Adventure", "Animation", "Children's", "Comedy", "Crime", "Documentary", "Drama", "Fantasy",
@@ -76,8 +76,9 @@ class MovieLens(Source):
         film_file = RawFile(films or Path(), "items", quarantine, report, (edition.films,))
         items = _films(edition, film_file) if films is not None else ()
         rule = ScaleRule.parse(given.scale) if given.scale else edition.scale
-        found = {"layout": f"{edition.ratings}, {edition.films if films else 'no films'}"}
-        return Raw(interactions, items, rule, Clock(given.time_format or "s"), found, True, False, file, film_file)
+        found = {"layout": f"{edition.ratings}, {edition.films}"} if films else {"items": NO_ITEMS}
+        clock = Clock(given.time_format or "s")
+        return Raw(interactions, items, file, film_file, rule, clock, found)
 
 
 def locate(path: Path, items: Path | None = None) -> tuple[_Edition, Path, Path | None]:

@@ -11,7 +11,7 @@ from reczero.errors import UserError
 
 from ..raw import Quarantine, RawFile, Report, column_names, guess_layout, listed, read_columns, silent
 from ..tables import Clock, ScaleRule, named
-from .base import ITEM_COLUMNS, NEEDED, Given, Raw, Source
+from .base import ITEM_COLUMNS, NEEDED, NO_ITEMS, Given, Raw, Source
 
 # Usual names, in lower case without signs between words; the more telling first.
 USUAL: dict[str, tuple[str, ...]] = {
@@ -101,7 +101,7 @@ class Table(Source):
         else:
             if unused := [name for name in asked if name in (*ITEM_COLUMNS, "item_key")]:
                 raise UserError(f"--columns {', '.join(unused)}: describe items; name their table with --items.")
-            found["items"] = "no item table: items are called by their ids (add --items FILE)"
+            found["items"] = NO_ITEMS
 
         needed = [name for name in NEEDED if name not in columns]
         if needed and needed != ["timestamp"]:
@@ -110,7 +110,7 @@ class Table(Source):
         interactions = read_columns(reviews, columns, layout)
         clock = Clock(given.time_format)
         timed = "timestamp" in columns
-        return Raw(interactions, items, rule, clock, found, timed, False, reviews, file, not of_ratings)
+        return Raw(interactions, items, reviews, file, rule, clock, found, timed, items_vary=not of_ratings)
 
 
 def _asked(columns: Mapping[str, str]) -> dict[str, str]:
