@@ -189,7 +189,7 @@ class Dataset:
         ]
 
     def _texts(self, rows: pl.Series) -> dict[int, tuple[str | None, str | None]]:
-        """(summary, review) of those interactions that have either."""
+        """(summary, review) of these interactions, by their row; nothing where no interaction has any."""
         if not self.info["counts"]["texts"]:
             return {}
         wanted = rows.unique().sort()

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 SORT_MEMORY = "1GB"  # what the sort may hold; the rest of it goes to disk
 
-
 T = TypeVar("T")
 
 
@@ -74,7 +73,9 @@ class Staging:
                     whole = batch.append_column(place, pa.array(at, pa.int64()))
                     yield whole if (at >= 0).all() else whole.filter(pa.array(at >= 0))
 
-        connection = duckdb.connect(config={"memory_limit": SORT_MEMORY, "temp_directory": f"{self._path}.sort"})
+        settings: dict[str, Any] = {"memory_limit": SORT_MEMORY, "temp_directory": f"{self._path}.sort"}
+        settings |= {"autoinstall_known_extensions": False, "autoload_known_extensions": False}  # no network, ever
+        connection = duckdb.connect(config=settings)
         try:
             reader: Any = pa.RecordBatchReader.from_batches(self._schema.append(place), placed())
             connection.register("staged", reader)
