@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from reczero.errors import UserError
 
 BATCH = 20_000  # rows in memory at a time while reading
+BATCH_SIZE = 32 << 20  # characters
 SIMPLE = frozenset({"user_id", "item_id", "rating", "timestamp", "review", "summary"})  # never lists
 csv.field_size_limit(1 << 20)  # a longer field is most likely a quote that was never closed
 SNIPPET = 500  # characters of a bad row that the quarantine keeps
@@ -298,18 +299,20 @@ def _frame(lines: Sequence[int], values: Mapping[str, list[Any]]) -> pl.DataFram
 
 
 def _batches(
-    file: RawFile, rows: Iterable[tuple[int, Any]], make: Callable[[list[int], list[Any]], pl.DataFrame]
+    file: RawFile, rows: Iterable[tuple[int, int, Any]], make: Callable[[list[int], list[Any]], pl.DataFrame]
 ) -> Iterator[pl.DataFrame]:
-    """Frames of `BATCH` rows out of (line, row)."""
+    """Frames of at most `BATCH` rows and about `BATCH_SIZE` characters, out of (line, its length, row)."""
     lines: list[int] = []
     batch: list[Any] = []
-    for line, row in rows:
+    size = 0
+    for line, length, row in rows:
         lines.append(line)
         batch.append(row)
-        if len(batch) == BATCH:
+        size += length
+        if len(batch) == BATCH or size > BATCH_SIZE:
             file.progress()
             yield make(lines, batch)
-            lines, batch = [], []
+            lines, batch, size = [], [], 0
     if batch:
         yield make(lines, batch)
 
@@ -340,14 +343,15 @@ def _json_batches(file: RawFile, columns: Mapping[str, str], literal: bool) -> I
     row_type = msgspec.defstruct("Row", fields, gc=False)
     decode = msgspec.json.Decoder(row_type).decode
 
-    def rows() -> Iterator[tuple[int, Any]]:
+    def rows() -> Iterator[tuple[int, int, Any]]:
         for number, line in file.lines():
             try:
-                yield number, (decode(line), line)
+                yield number, len(line), (decode(line), line)
             except (ValueError, RecursionError) as error:
                 found = _literal(line) if literal else None
                 if found is not None:
-                    yield number, (row_type(**{name: found.get(key) for name, key in columns.items()}), line)
+                    row = row_type(**{name: found.get(key) for name, key in columns.items()})
+                    yield number, len(line), (row, line)
                 elif isinstance(error, msgspec.ValidationError):
                     file.bad(number, f"wrong kind of value ({error})", line)
                 elif isinstance(error, UnicodeDecodeError):
@@ -458,7 +462,7 @@ def _text_batches(file: RawFile, columns: Mapping[str, str], layout: Layout) -> 
             return make([line for line, _ in kept], [row for _, row in kept])
         return pl.DataFrame([pl.Series("line", lines, pl.Int64), *values.values()])
 
-    yield from _batches(file, records, make)
+    yield from _batches(file, ((line, sum(map(len, row)), row) for line, row in records), make)
 
 
 def _joined(row: list[str], layout: Layout) -> str:
@@ -493,8 +497,10 @@ def _parquet_batches(file: RawFile, columns: Mapping[str, str]) -> Iterator[pl.D
     opened = _parquet(file)
     there = {name: key for name, key in columns.items() if key in opened.schema_arrow.names}
     seen, total = 0, opened.metadata.num_rows
+    size = sum(opened.metadata.row_group(n).total_byte_size for n in range(opened.num_row_groups))
+    rows = max(100, min(BATCH, BATCH_SIZE * total // max(size, 1)))
     try:
-        for batch in opened.iter_batches(BATCH, columns=list(there.values())):
+        for batch in opened.iter_batches(rows, columns=list(there.values())):
             frame = pl.DataFrame(pl.from_arrow(batch))
             lines = pl.Series("line", range(seen + 1, seen + frame.height + 1), pl.Int64)
             seen += frame.height

@@ -2,15 +2,18 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-SORT_MEMORY = "1GB"  # what the sort may hold; the rest of it goes to disk
+ROWS = 20_000  # rows in a Parquet row group with texts, at most: what is read at a time when a prompt is made
+GROUP_BYTES = 16 << 20  # texts in a row group, about
+PART_BYTES, PARTS = 64 << 20, 256  # texts that are sorted in memory at a time, about; and files open at once, at most
 
 T = TypeVar("T")
 
@@ -41,49 +44,72 @@ def write_tables(path: Path, tables: Iterable[pa.Table], rows: int, report: Call
 
 
 class Staging:
-    """A Parquet file that is written batch by batch in the order of reading, then read in another order."""
+    """A Parquet file that is written batch by batch in the order of reading, then read in another order.
+
+    Sorted in two passes over the disk (a distribution sort): rows go to as many files as it takes for each to fit into
+    memory, each of which holds a stretch of the new order; then one file after the other is sorted.
+    """
 
     def __init__(self, path: Path, schema: dict[str, pl.DataType]) -> None:
         self._path = path
         self._schema = pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
         self._writer = pq.ParquetWriter(path, self._schema, compression="lz4", use_dictionary=False)
+        self._rows = self._bytes = 0
 
     def add(self, batch: pl.DataFrame) -> None:
         table = batch.select(self._schema.names).to_arrow(compat_level=pl.CompatLevel.oldest())
         self._writer.write_table(table.cast(self._schema))
+        self._rows += batch.height
+        # Of the texts themselves, so that the sum is the same in whatever order they came.
+        self._bytes += sum(batch.select(pl.col(pl.String).str.len_bytes().sum()).row(0))
 
     def close(self) -> None:
         self._writer.close()
 
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows of this length to hold at a time, and to put into a Parquet row group."""
+        return max(100, min(ROWS, GROUP_BYTES * self._rows // max(self._bytes, 1)))
+
     def ordered(self, position: np.ndarray, size: int) -> Iterator[pa.Table]:
         """Tables of `size` rows (the last may have fewer): the row staged n-th comes at `position[n]`, or not if < 0.
 
-        DuckDB sorts, since it is made for sorting what does not fit into memory.
+        position: distinct numbers from 0 without gaps, and negative ones.
         """
-        import duckdb
+        kept = int((position >= 0).sum())
+        parts = min(PARTS, 1 + self._bytes // PART_BYTES)
+        folder = self._path.with_name(f"{self._path.name}.parts")
+        folder.mkdir()
+        files = [folder / str(part) for part in range(parts)]
+        self._distribute(position, kept, files)
+        yield from _resliced(map(_sorted_part, files), size)
 
-        place = pa.field("place", pa.int64())
-
-        def placed() -> Iterator[pa.RecordBatch]:
+    def _distribute(self, position: np.ndarray, kept: int, files: list[Path]) -> None:
+        """Writes every kept row, with its place, into the file of its stretch of places."""
+        schema = self._schema.append(pa.field("place", pa.int64()))
+        options = pa.ipc.IpcWriteOptions(compression="lz4")
+        with ExitStack() as open_files, pq.ParquetFile(self._path) as staged:
+            streams = (pa.ipc.new_stream(str(file), schema, options=options) for file in files)
+            writers = [open_files.enter_context(stream) for stream in streams]
             begin = 0
-            for batch in pq.ParquetFile(self._path).iter_batches(10_000):
+            # A batch as it was added; iter_batches would hold on to far more memory.
+            for batch in map(staged.read_row_group, range(staged.num_row_groups)):
                 at = position[begin : begin + batch.num_rows]
                 begin += batch.num_rows
-                if not (at < 0).all():
-                    whole = batch.append_column(place, pa.array(at, pa.int64()))
-                    yield whole if (at >= 0).all() else whole.filter(pa.array(at >= 0))
+                part = at * len(files) // max(kept, 1)  # negative for rows that are not kept
+                order = np.argsort(part, kind="stable")
+                moved = batch.append_column("place", pa.array(at)).take(pa.array(order))
+                ends = np.searchsorted(part[order], np.arange(len(files) + 1), side="left")
+                for number in np.flatnonzero(np.diff(ends)):
+                    writers[number].write_table(moved.slice(ends[number], ends[number + 1] - ends[number]))
 
-        settings: dict[str, Any] = {"memory_limit": SORT_MEMORY, "temp_directory": f"{self._path}.sort"}
-        settings |= {"autoinstall_known_extensions": False, "autoload_known_extensions": False}  # no network, ever
-        connection = duckdb.connect(config=settings)
-        try:
-            reader: Any = pa.RecordBatchReader.from_batches(self._schema.append(place), placed())
-            connection.register("staged", reader)
-            columns = ", ".join(f'"{name}"' for name in self._schema.names)
-            result = connection.sql(f"SELECT {columns} FROM staged ORDER BY place").to_arrow_reader(size)
-            yield from _resliced((pa.table(batch).cast(self._schema) for batch in result), size)
-        finally:
-            connection.close()
+
+def _sorted_part(file: Path) -> pa.Table:
+    with pa.ipc.open_stream(str(file)) as stream:
+        table = stream.read_all()
+    file.unlink()
+    places = table["place"].to_numpy()
+    return table.drop_columns("place").take(pa.array(np.argsort(places)))
 
 
 def _resliced(tables: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:

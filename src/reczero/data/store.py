@@ -14,11 +14,8 @@ from reczero.errors import UserError
 
 from .context import Ratings
 from .raw import RawFile
-from .staging import Staging, ahead, write_tables
+from .staging import ROWS, Staging, ahead, write_tables
 from .tables import INTERACTIONS, ITEMS, Checker, check_items
-
-ROWS = 20_000  # rows in a Parquet row group with texts: what is read at a time when a prompt is made
-
 
 # --- interactions ----------------------------------------------------------------------------------------------------
 
@@ -99,14 +96,15 @@ def write_interactions(
     user_ids, item_ids = ratings.user_ids.to_arrow(), ratings.item_ids.to_arrow()
     nothing = pl.DataFrame(schema={name: INTERACTIONS[name] for name in ("review", "summary")})
     empty = nothing.to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+    size = texts.rows_at_once if texts else ROWS
     nulls: Iterable[pa.Table] = (
-        pa.table([pa.nulls(min(ROWS, len(kept) - begin), kind) for kind in empty.types], schema=empty)
-        for begin in range(0, len(kept), ROWS)
+        pa.table([pa.nulls(min(size, len(kept) - begin), kind) for kind in empty.types], schema=empty)
+        for begin in range(0, len(kept), size)
     )
 
     def tables() -> Iterator[pa.Table]:
         begin = 0
-        for part in nulls if texts is None else texts.ordered(position, ROWS):
+        for part in nulls if texts is None else texts.ordered(position, size):
             inside = slice(begin, begin + part.num_rows)
             begin += part.num_rows
             yield pa.table(
@@ -120,7 +118,7 @@ def write_interactions(
                 }
             )
 
-    write_tables(path, tables(), ROWS, lambda written: report(written, len(kept)))
+    write_tables(path, tables(), size, lambda written: report(written, len(kept)))
 
 
 # --- items -----------------------------------------------------------------------------------------------------------
@@ -167,15 +165,17 @@ def write_items(path: Path, listed: pl.DataFrame, staged: Staging, rated: pl.Ser
 
     position = np.full(listed.height, -1, np.int64)
     known = columns["at"].is_not_null()
-    position[columns["at"].drop_nulls().to_numpy()] = np.flatnonzero(known.to_numpy())
+    position[columns["at"].drop_nulls().to_numpy()] = np.arange(int(known.sum()))
     schema = pl.DataFrame(schema=ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
+
+    size = staged.rows_at_once
 
     def tables() -> Iterator[pa.Table]:
         # The listed ones come in their order; between them stand those of which nothing is known.
-        coming = staged.ordered(position, ROWS) if known.any() else iter(())
+        coming = staged.ordered(position, size) if known.any() else iter(())
         waiting = pl.DataFrame(schema=ITEMS)
-        for begin in range(0, columns.height, ROWS):
-            part = columns[begin : begin + ROWS]
+        for begin in range(0, columns.height, size):
+            part = columns[begin : begin + size]
             here = int(part["at"].is_not_null().sum())
             while waiting.height < here:
                 waiting = pl.concat([waiting, pl.DataFrame(pl.from_arrow(next(coming))).cast(pl.Schema(ITEMS))])
@@ -184,5 +184,5 @@ def write_items(path: Path, listed: pl.DataFrame, staged: Staging, rated: pl.Ser
             rows = rows.with_columns(pl.col("title").fill_null(pl.col("item_id")), pl.col("categories").fill_null([]))
             yield rows.select(*ITEMS).to_arrow(compat_level=pl.CompatLevel.oldest()).cast(schema)
 
-    write_tables(path, tables(), ROWS, lambda _: None)
+    write_tables(path, tables(), size, lambda _: None)
     return bare
