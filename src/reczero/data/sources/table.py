@@ -58,7 +58,7 @@ class Table(Source):
     name = "table"
     title = "any table"
     reviews = "CSV, TSV, JSON lines or Parquet with a user, an item, a rating and a time in each row"
-    items = "the same, with an id and a title in each row; may be the same file"
+    items = "the same, with an id and a title in each row"
     scale = "guessed"
     rule: ClassVar[ScaleRule] = ScaleRule()
 
