@@ -116,4 +116,4 @@ def expect(source: Source, file: RawFile, needed: Iterable[str], layout: Layout 
         )
 
 
-__all__ = ["ITEM_COLUMNS", "NEEDED", "NO_ITEMS", "Fixed", "Given", "Layout", "Raw", "Source", "expect"]
+__all__ = ["ITEM_COLUMNS", "NEEDED", "NO_ITEMS", "Fixed", "Given", "Raw", "Source", "expect"]
