@@ -151,7 +151,7 @@ def test_every_shipped_recipe_dry_runs(name, capsys, tmp_path, monkeypatch):
         (["data.dataset=ml-100m"], "ml-100k"),
         (["training.lr=1", "modle=2"], "2 mistakes"),
         (["evaluation.min_user_history=1000"], "min_*_history"),
-        (["training.groups_per_step=3", "training.groups_per_batch=2"], "multiple"),
+        (["training.tokens_per_batch=0"], "training.tokens_per_batch"),
         (["data.train_examples=1"], "fewer than training.groups_per_step, 2"),
     ],
 )

@@ -9,6 +9,7 @@ from reczero.models import load_policy
 from reczero.reasoning import Context, Item, Opinion, Scale, Template, TemplateSettings
 from reczero.rollout import Policy
 from reczero.rollout.decoder import decode
+from reczero.rollout.head import widen
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +46,8 @@ def log_probs_of(policy, prompt, completion):
         logits = policy.model(torch.tensor([prompt + completion.tokens])).logits[0, len(prompt) - 1 : -1]
     places, allowed = policy.guide.replay(completion.tokens)
     out = torch.zeros(len(completion.tokens))
-    for place, mask in zip(places, allowed, strict=True):
-        scores = logits[place].masked_fill(~torch.from_numpy(mask), float("-inf"))
+    for place, mask in zip(places, widen(allowed, logits.shape[1], logits.device), strict=True):
+        scores = logits[place].masked_fill(~mask, float("-inf"))
         out[place] = scores.log_softmax(-1)[completion.tokens[place]]
     return places, out
 
@@ -112,7 +113,8 @@ def test_guided_ratings_have_the_renormalised_distribution(policy):
     places, allowed = direct.guide.replay(answers[0].tokens)
     with torch.no_grad():
         before = torch.tensor([prompt + answers[0].tokens[: places[0]]])
-        logits = direct.model(before).logits[0, -1].masked_fill(~torch.from_numpy(allowed[0]), float("-inf"))
+        logits = direct.model(before).logits[0, -1]
+        logits = logits.masked_fill(~widen(allowed, len(logits), logits.device)[0], float("-inf"))
     want = logits.softmax(-1)
     seen = torch.bincount(torch.tensor([c.tokens[places[0]] for c in answers]), minlength=len(want))
     support = want > 0

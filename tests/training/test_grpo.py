@@ -12,6 +12,7 @@ from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template
 from reczero.recipes import Recipe
 from reczero.rollout import Policy
+from reczero.rollout.head import widen
 from reczero.training.callbacks import Journal
 from reczero.training.grpo import group_advantages
 from reczero.training.reczero import Part, build_trainer, stratified_order
@@ -88,7 +89,7 @@ def plain_log_probs(trainer, input_ids, attention_mask, width):
         for j, place in enumerate(places):
             scores = logits[place]
             if allowed is not None:
-                scores = scores.masked_fill(~torch.from_numpy(allowed[j]), float("-inf"))
+                scores = scores.masked_fill(~widen(allowed[j : j + 1], len(scores), scores.device)[0], float("-inf"))
             out[i, place] = scores.log_softmax(-1)[real[len(real) - answer + place]]
     return out
 
@@ -123,17 +124,31 @@ def test_shared_prefix_log_probs_and_gradients_equal_the_plain_path(tiny_model_d
 
 
 def test_groups_stay_whole_and_advantages_use_the_recipes_epsilon(tiny_model_dir, tmp_path):
-    trainer = trainer_for(tiny_model_dir, recipe(groups_per_batch=2, advantage_epsilon=0.5), tmp_path)
+    trainer = trainer_for(tiny_model_dir, recipe(advantage_epsilon=0.5), tmp_path)
     trainer.model.train()
-    generated = [trainer.train_dataset[i // 4] for i in range(16)]
-    seen = []
-    for trainer._step in range(2):
-        inputs = trainer._prepare_inputs(generated)
-        seen.append(inputs["advantages"])
-        for group in inputs["prompt_ids"].split(4):
-            assert (group == group[0]).all()
-    want = group_advantages(trainer._rewards, 4, 0.5)
-    assert torch.allclose(torch.cat(seen), want)
+    inputs = trainer._prepare_inputs([trainer.train_dataset[i // 4] for i in range(16)])
+    for group in inputs["prompt_ids"].split(4):
+        assert (group == group[0]).all()
+    assert torch.allclose(inputs["advantages"], group_advantages(trainer._rewards, 4, 0.5))
+
+
+def test_micro_batches_hold_whole_groups_with_a_gradient_and_bounded_tokens(tiny_model_dir, tmp_path):
+    trainer = trainer_for(tiny_model_dir, recipe(), tmp_path)
+    trainer.model.train()
+    inputs = trainer._prepare_inputs([trainer.train_dataset[i // 4] for i in range(16)])
+    inputs["advantages"] = torch.tensor([1.0, -1, 0, 0] + [0.0] * 4 + [2.0, 0, 0, 0] + [1.0, 1, -1, -1])
+    sizes = [
+        int(inputs["prompt_mask"][g * 4].sum() + inputs["completion_mask"][g * 4 : g * 4 + 4].sum()) for g in range(4)
+    ]
+    for most, want in (
+        (10**6, [[0, 2, 3]]),
+        (sizes[0] + sizes[2], [[0, 2], [3]]),
+        (1, [[0], [2], [3]]),
+    ):
+        trainer.tokens_per_batch = most
+        cut = trainer._micro_batches(inputs)
+        assert [rows.tolist() for rows in cut] == [[4 * g + i for g in part for i in range(4)] for part in want]
+    assert trainer.take_skipped_groups() == 3
 
 
 def test_a_group_with_equal_rewards_costs_nothing_and_changes_nothing(tiny_model_dir, tmp_path):

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from reczero import __version__
-from reczero.cli import compare, data, doctor, export, report, train
+from reczero.cli import bench, compare, data, doctor, export, report, train
 from reczero.errors import UserError, printable
 from reczero.files import write_error
 
@@ -44,6 +44,7 @@ app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
 app.command()(train.train)
 app.command()(compare.compare)
+app.add_typer(bench.app, name="bench")
 app.command()(report.report)
 app.command()(export.export)
 

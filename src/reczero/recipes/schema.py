@@ -101,7 +101,9 @@ class TrainingRecipe(Section):
     stratify: bool = Field(
         False, description="each step draws its prompts evenly from the low to the high ratings: the same on average"
     )
-    groups_per_batch: Positive = Field(1, description="prompts in one forward and backward pass")
+    tokens_per_batch: Positive = Field(
+        4096, description="most tokens in one forward and backward pass (a single group may be larger); bounds memory"
+    )
     epochs: float = Field(1.0, gt=0)
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
     minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
@@ -111,12 +113,6 @@ class TrainingRecipe(Section):
     save_steps: Positive = 25
     seed: int = Field(0, ge=0)
     report_to: list[Literal["tensorboard", "wandb"]] = []
-
-    @model_validator(mode="after")
-    def _whole(self) -> "TrainingRecipe":
-        if self.groups_per_step % self.groups_per_batch:
-            raise ValueError("groups_per_step must be a multiple of groups_per_batch")
-        return self
 
 
 class EvaluationRecipe(Section):

@@ -1,15 +1,22 @@
 """Many answers to many prompts: every distinct prompt is computed once, all answers are decoded together."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .guidance import Guide, Path, widen
+from .frozen import States
+from .guidance import Guide, Path
+from .head import at_least_float32, hidden_states, replaced_head, widen
+from .packed import packed_weights
 from .shared_prefix import Memory, Prefill, Step, shared_prefix_attention
+
+FEW = 256  # among so few allowed tokens, only their rows of the head are multiplied
 
 
 @dataclass
@@ -31,7 +38,6 @@ class Completion:
         self.log_probs += [log_prob] * len(tokens)
 
 
-@torch.no_grad()
 def decode(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -42,136 +48,224 @@ def decode(
     guide: Guide | None = None,
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
+    states: States | None = None,
 ) -> list[list[Completion]]:
     """`answers` completions of each prompt (token ids), greedy at temperature 0, else sampled.
 
     A free answer ends with the token `end` or unfinished after `max_tokens`; a guided one ends where its grammar ends,
-    and then gets `end` as a forced token. Rows that are finished cost nothing more.
+    and then gets `end` as a forced token. Rows that are finished cost nothing more. `states` is filled, if given.
     """
-    device = next(model.parameters()).device
-    lengths = torch.tensor([len(p) for p in prompts], device=device)
-    completions = [Completion() for _ in range(len(prompts) * answers)]
-    paths: list[Path | None] = [guide.follow() if guide else None for _ in completions]
-    memory = Memory(lengths, answers, max_tokens)
     was_training = model.training
     model.eval()
     try:
-        with shared_prefix_attention(model):
-            logits = _prefill(model, prompts, memory, device).repeat_interleave(answers, 0)
-            active = list(range(len(completions)))  # the answer that each row of `logits` belongs to
-            while active:
-                active, fed = _advance(logits, active, completions, paths, end, max_tokens, temperature, generator)
-                if active:
-                    logits = _feed(model, memory, completions, active, fed, device)
+        with torch.no_grad(), ExitStack() as stack:
+            seen = stack.enter_context(states.watched(model)) if states else []
+            stack.enter_context(packed_weights(model))
+            head = model.get_output_embeddings()
+            project = head.forward  # of the packed weights, where they are
+            stack.enter_context(replaced_head(model, hidden_states))
+            stack.enter_context(shared_prefix_attention(model))
+            run = _Run(model, prompts, answers, guide, states, seen)
+            while run.rows:
+                run.extend(head, project, end, max_tokens, temperature, generator)
+                run.drop_finished(max_tokens)
+                run.feed()
     finally:
         model.train(was_training)
-    return [completions[i : i + answers] for i in range(0, len(completions), answers)]
+    return [run.completions[i : i + answers] for i in range(0, len(run.completions), answers)]
 
 
-def _prefill(model, prompts: Sequence[Sequence[int]], memory: Memory, device: torch.device) -> Tensor:
-    """Computes the prompts, what they all begin with only once; logits (prompts, vocabulary) of what comes next."""
-    longest = max(len(p) for p in prompts)
-    ids = torch.zeros(len(prompts), longest, dtype=torch.long, device=device)
-    for i, prompt in enumerate(prompts):
-        ids[i, : len(prompt)] = torch.as_tensor(prompt, device=device)
-    shared = 0
-    if len(prompts) > 1:
-        differs = (ids != ids[0]).any(0).nonzero()
-        shortest = min(len(p) for p in prompts) - 1  # every prompt keeps a token of its own, to predict from
-        shared = min(int(differs[0]) if len(differs) else shortest, shortest)
-    positions = torch.arange(longest, device=device)[None]
-    call = {"use_cache": False, "return_dict": True}
-    if shared:
-        model(
-            input_ids=ids[:1, :shared], position_ids=positions[:, :shared], logits_to_keep=1,
-            layout=Prefill(memory), **call,
-        )  # fmt: skip
-    # Only the last real position of each prompt needs the vocabulary: as many positions as there are distinct lengths.
-    kept, where = (memory.lengths - 1 - shared).unique(return_inverse=True)
-    logits = model(
-        input_ids=ids[:, shared:], position_ids=positions[:, shared:].expand(len(prompts), -1), logits_to_keep=kept,
-        layout=Prefill(memory, shared), **call,
-    ).logits  # fmt: skip
-    return logits[torch.arange(len(prompts), device=device), where].float()
+class _Run:
+    """One call of `decode`. `rows[j]` is the answer in row j of the memory, None where there is none (any more)."""
 
+    def __init__(self, model, prompts, answers: int, guide: Guide | None, states: States | None, seen: list[Tensor]):
+        self.model, self.states, self.seen = model, states, seen
+        self.device = model.device
+        count = len(prompts) * answers
+        self.completions = [Completion() for _ in range(count)]
+        self.paths: list[Path] | None = [guide.follow() for _ in range(count)] if guide else None
+        self.rows: list[int | None] = list(range(count))
+        self.active = list(range(count))  # the answer each row of `hidden` belongs to
+        self.fed = [0] * count  # tokens of each answer that the model has seen
+        self.memory = Memory(torch.tensor([len(p) for p in prompts], device=self.device), answers)
+        if states:
+            states.answers = [[] for _ in range(count)]
+        self.hidden = self._prefill(prompts).repeat_interleave(answers, 0)  # (active, D): what comes next is made of it
 
-def _advance(logits, active, completions, paths, end, max_tokens, temperature, generator):
-    """Samples or forces what comes next in every active answer; row j of `logits` belongs to answer `active[j]`.
+    def _prefill(self, prompts) -> Tensor:
+        """Computes the prompts, what they all begin with just once; the last hidden state of each, (prompts, D)."""
+        common = common_beginning(prompts)
+        ids = [*prompts[0][:common], *(token for prompt in prompts for token in prompt[common:])]
+        own = [len(p) - common for p in prompts]
+        lengths, parents = ([common, *own], [-1] + [0] * len(own)) if common else (own, [-1] * len(own))
+        tree = Prefill(self.memory, lengths, parents, self.device)
+        last = torch.tensor(tree.starts[len(lengths) - len(own) + 1 :], device=self.device) - 1
+        hidden = self._forward(ids, tree, last)
+        if self.states:
+            x = self.seen.pop()
+            first = len(lengths) - len(own)
+            self.states.prompts = [
+                torch.cat([x[place] for place in tree.line(i)]) for i in range(first, len(lengths))
+            ]  # fmt: skip
+        return hidden
 
-    Returns (the answers that are still active, how many new tokens each of them has).
-    """
-    before = {i: len(completions[i].tokens) for i in active}
-    # Where an answer begins with forced tokens, the policy has no say yet.
-    choosing = [j for j, i in enumerate(active) if paths[i] is None or not _force(completions[i], paths[i])]
-    if choosing:
-        scores = logits[choosing]
-        if paths[active[choosing[0]]] is not None:
-            allowed = np.stack([paths[active[j]].allowed() for j in choosing])
-            scores = scores.masked_fill(~widen(allowed, scores.shape[1], scores.device), float("-inf"))
-        for j, token, log_prob in zip(choosing, *_sample(scores, temperature, generator), strict=True):
-            completion, path = completions[active[j]], paths[active[j]]
-            completion.add([token], chosen=True, log_prob=log_prob)
-            if path is not None:
-                path.take([token])
-                _force(completion, path)
-    for i in active:
-        completion, path = completions[i], paths[i]
-        if path is None:
-            completion.finished = completion.tokens[-1] == end
-        elif path.done:
-            completion.add([end], chosen=False)
-            completion.finished = True
-    active = [i for i in active if not completions[i].finished and len(completions[i].tokens) < max_tokens]
-    return active, [len(completions[i].tokens) - before[i] for i in active]
-
-
-def _force(completion: Completion, path: Path) -> bool:
-    """Appends the tokens that must come next; whether there were any."""
-    forced = path.forced()
-    if forced:
-        completion.add(forced, chosen=False)
-        path.take(forced)
-    return bool(forced)
-
-
-def _sample(scores: Tensor, temperature: float, generator) -> tuple[list[int], list[float]]:
-    """scores (n, vocabulary) -> tokens, and their log-probabilities."""
-    if temperature == 0:
-        log_probs = scores.log_softmax(-1)
-        tokens = scores.argmax(-1)
-    else:
-        log_probs = (scores / temperature).log_softmax(-1)
-        # Inverse of the cumulated distribution, in float64: one pass, and far cheaper than torch.multinomial here.
-        total = log_probs.double().exp_().cumsum_(-1)
-        draw = torch.rand(len(scores), 1, dtype=torch.float64, generator=generator, device=scores.device)
-        tokens = torch.searchsorted(total, draw * total[:, -1:], right=True)[:, 0].clamp_(max=scores.shape[1] - 1)
-    return tokens.tolist(), log_probs.gather(1, tokens[:, None])[:, 0].tolist()
-
-
-def _feed(model, memory, completions, active, fed, device) -> Tensor:
-    """Runs the newest `fed[j]` tokens of each active answer j; logits (active, vocabulary) of what comes next."""
-    row: list[int] = []
-    slot: list[int] = []
-    column: list[int] = []
-    ids: list[int] = []
-    for i, new in zip(active, fed, strict=True):
-        tokens = completions[i].tokens
-        row += [i] * new
-        slot += range(len(tokens) - new, len(tokens))
-        column += range(new)
-        ids += tokens[len(tokens) - new :]
-    row_t, slot_t, column_t = (torch.tensor(x, device=device) for x in (row, slot, column))
-    positions = memory.lengths.repeat_interleave(memory.answers)[row_t] + slot_t
-    last = torch.tensor(fed, device=device).cumsum(0) - 1
-    step = Step(memory, row_t, slot_t, column_t, max(fed))
-    return (
-        model(
-            input_ids=torch.tensor([ids], device=device),
-            position_ids=positions[None],
+    def _forward(self, ids: Sequence[int], layout: Prefill | Step, kept: Tensor) -> Tensor:
+        return self.model(
+            input_ids=torch.tensor([ids], device=self.device),
+            position_ids=layout.positions,
             use_cache=False,
-            logits_to_keep=last,
-            layout=step,
-        )
-        .logits[0]
-        .float()
-    )
+            logits_to_keep=kept,
+            layout=layout,
+        ).logits[0]
+
+    def extend(self, head: nn.Module, project, end: int, max_tokens: int, temperature: float, generator) -> None:
+        """Samples or forces what comes next in every active answer."""
+        # Where an answer begins with forced tokens, the policy has no say yet.
+        paths = self.paths
+        choosing = [j for j, i in enumerate(self.active) if not (paths and self._force(paths[i], i))]
+        if choosing:
+            bits = np.stack([paths[self.active[j]].allowed() for j in choosing]) if paths else None
+            chosen = _choose(head, project, self.hidden[choosing], bits, temperature, generator)
+            for j, token, log_prob in zip(choosing, *chosen, strict=True):
+                i = self.active[j]
+                self.completions[i].add([token], chosen=True, log_prob=log_prob)
+                if paths:
+                    paths[i].take([token])
+                    self._force(paths[i], i)
+        for i in self.active:
+            completion = self.completions[i]
+            if not paths:
+                completion.finished = completion.tokens[-1] == end
+            elif paths[i].done:
+                completion.add([end], chosen=False)
+                completion.finished = True
+
+    def _force(self, path: Path, i: int) -> bool:
+        """Appends the tokens that must come next; whether there were any."""
+        forced = path.forced()
+        if forced:
+            self.completions[i].add(forced, chosen=False)
+            path.take(forced)
+        return bool(forced)
+
+    def drop_finished(self, max_tokens: int) -> None:
+        """Takes finished answers out; out of the memory too, when that makes it a quarter smaller."""
+
+        def goes_on(i: int | None) -> bool:
+            return i is not None and not self.completions[i].finished and len(self.completions[i].tokens) < max_tokens
+
+        self.rows = [i if goes_on(i) else None for i in self.rows]
+        self.active = [i for i in self.rows if i is not None]
+        per = self.memory.per
+        groups = [self.rows[k : k + per] for k in range(0, len(self.rows), per)]
+        kept = [k for k, group in enumerate(groups) if any(i is not None for i in group)]
+        fewer = max((sum(i is not None for i in groups[k]) for k in kept), default=0)
+        if not kept:
+            self.rows = []
+        elif 4 * len(kept) * fewer <= 3 * len(self.rows):
+            old: list[int] = []
+            for k in kept:  # the active rows of a group first, then any to fill its places
+                places = sorted(range(k * per, k * per + per), key=lambda j: self.rows[j] is None)
+                old += places[:fewer]
+            self.memory.arrange(
+                torch.tensor(kept, device=self.device), fewer, torch.tensor(old, device=self.device)
+            )  # fmt: skip
+            self.rows = [self.rows[j] for j in old]
+            self.active = [i for i in self.rows if i is not None]
+
+    def feed(self) -> None:
+        """Runs the newest tokens of every active answer."""
+        if not self.active:
+            return
+        row: list[int] = []
+        slot: list[int] = []
+        column: list[int] = []
+        ids: list[int] = []
+        last: list[int] = []
+        for j, i in enumerate(self.rows):
+            if i is None:
+                continue
+            tokens = self.completions[i].tokens
+            new = range(self.fed[i], len(tokens))
+            row += [j] * len(new)
+            slot += new
+            column += range(len(new))
+            ids += tokens[self.fed[i] :]
+            last.append(len(ids) - 1)
+            self.fed[i] = len(tokens)
+        row_t, slot_t, column_t, last_t = (torch.tensor(x, device=self.device) for x in (row, slot, column, last))
+        step = Step(self.memory, row_t, slot_t, column_t, max(column) + 1)
+        self.hidden = self._forward(ids, step, last_t)
+        if self.states:
+            ends = [0, *(x + 1 for x in last)]
+            states = self.seen.pop()
+            for i, start, end in zip(self.active, ends, ends[1:], strict=False):
+                self.states.answers[i].append(states[start:end])
+
+
+def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all prompts begin with; each keeps at least one of its own. 0 for a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    least, most = min(map(tuple, prompts)), max(map(tuple, prompts))  # in dictionary order: they differ first
+    shortest = min(len(p) for p in prompts) - 1
+    return next((k for k, (a, b) in enumerate(zip(least, most, strict=False)) if a != b or k == shortest), shortest)
+
+
+def _choose(
+    head: nn.Module, project, hidden: Tensor, bits: np.ndarray | None, temperature: float, generator
+) -> tuple[list[int], list[float]]:
+    """hidden (n, D) -> the next tokens, and their log-probabilities."""
+    tokens, log_probs = [0] * len(hidden), [0.0] * len(hidden)
+
+    def put(which: Sequence[int], scores: Tensor, ids: Tensor | None = None) -> None:
+        chosen, chances = _sample(at_least_float32(scores), temperature, generator)
+        chosen = chosen if ids is None else ids[chosen]
+        for j, token, log_prob in zip(which, chosen.tolist(), chances.tolist(), strict=True):
+            tokens[j], log_probs[j] = token, log_prob
+
+    if bits is None:
+        put(range(len(hidden)), project(hidden))
+        return tokens, log_probs
+    narrow = (np.bitwise_count(bits).sum(1) <= FEW) & (type(head) is nn.Linear)
+    many, few = np.flatnonzero(~narrow).tolist(), np.flatnonzero(narrow).tolist()
+    if many:
+        scores = project(hidden[many])
+        put(many, scores.masked_fill_(~widen(bits[many], scores.shape[1], scores.device), float("-inf")))
+    if few:
+        allowed = widen(bits[few], len(head.weight), hidden.device)
+        ids = allowed.any(0).nonzero()[:, 0]
+        scores = F.linear(hidden[few], head.weight[ids], None if head.bias is None else head.bias[ids])
+        put(few, scores.masked_fill(~allowed[:, ids], float("-inf")), ids)
+    return tokens, log_probs
+
+
+def _sample(scores: Tensor, temperature: float, generator) -> tuple[Tensor, Tensor]:
+    """scores (n, V), changed in place -> tokens (n,), and their log-probabilities (n,).
+
+    By the inverse of the cumulated distribution, in two steps: which block of tokens, and which token in it. Only the
+    exponentials and their sums over blocks are passes over all V.
+    """
+    highest, best = scores.max(-1, keepdim=True)
+    if temperature == 0:
+        return best[:, 0], -scores.sub_(highest).exp_().sum(-1).log()
+    scores.sub_(highest)
+    weights = (scores if temperature == 1 else scores.div_(temperature)).exp_()
+    size = int(weights.shape[1] ** 0.5)
+    blocks = F.pad(weights, (0, -weights.shape[1] % size)).unflatten(1, (-1, size)) if weights.shape[1] % size else (
+        weights.unflatten(1, (-1, size))
+    )  # fmt: skip
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum_(-1)
+    total = sums[:, -1:].clone()
+    draw = torch.rand(len(weights), 1, dtype=torch.float64, generator=generator, device=weights.device) * total
+    block = _first_above(sums, draw)
+    before = F.pad(sums, (1, 0)).gather(1, block)
+    inside = blocks[torch.arange(len(blocks), device=block.device), block[:, 0]].double().cumsum_(-1)
+    token = block * size + _first_above(inside, draw - before)
+    return token[:, 0], (weights.gather(1, token).double() / total).log()[:, 0].to(weights.dtype)
+
+
+def _first_above(cumulated: Tensor, draw: Tensor) -> Tensor:
+    """(n, m) rising, (n, 1) -> (n, 1): the first place with more than `draw`: never one that adds nothing."""
+    below_all = torch.nextafter(cumulated[:, -1:], cumulated.new_zeros(()))
+    return torch.searchsorted(cumulated, draw.minimum(below_all), right=True)

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import llguidance
 import llguidance.hf
 import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from reczero.reasoning import Template
@@ -29,14 +28,15 @@ class Guide:
 
     def follow(self) -> "Path":
         """A new answer under this grammar."""
-        return Path(self._start.deep_copy(), self._tokenizer.vocab_size)
+        return Path(self._start.deep_copy())
 
     def replay(self, tokens: Sequence[int]) -> tuple[list[int], np.ndarray]:
         """Where in a finished answer the policy had a choice, and among which tokens.
 
         A pure function of the answer, so nothing need be kept between rollout and update.
 
-        Returns: the places of the chosen tokens, and bool (number of them, vocabulary of the tokenizer).
+        Returns: the places of the chosen tokens, and which tokens each could be: uint8 (number of them, bytes), a bit
+        for each token.
         """
         path, places, masks, at = self.follow(), [], [], 0
         while at < len(tokens) and not path.done:
@@ -47,14 +47,14 @@ class Guide:
                 forced = [tokens[at]]
             path.take(list(tokens[at : at + len(forced)]))
             at += len(forced)
-        return places, np.stack(masks) if masks else np.zeros((0, self._tokenizer.vocab_size), dtype=bool)
+        return places, np.stack(masks) if masks else np.zeros((0, 0), dtype=np.uint8)
 
 
 class Path:
     """One answer on its way through a grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocabulary: int):
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: llguidance.LLMatcher):
+        self._matcher = matcher
 
     @property
     def done(self) -> bool:
@@ -65,16 +65,9 @@ class Path:
         return self._matcher.compute_ff_tokens()
 
     def allowed(self) -> np.ndarray:
-        """bool (vocabulary,): the tokens that may come next."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        return np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(bool)
+        """uint8 (bytes,): the tokens that may come next, a bit each (see `head.widen`)."""
+        return np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
 
     def take(self, tokens: list[int]) -> None:
         if not self._matcher.consume_tokens(tokens):
             raise RuntimeError(f"tokens {tokens} do not fit the grammar: {self._matcher.get_error()}")
-
-
-def widen(allowed: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
-    """bool (n, tokenizer's vocabulary) -> bool (n, model's vocabulary): padding rows of the head are never allowed."""
-    mask = torch.from_numpy(allowed).to(device)
-    return torch.nn.functional.pad(mask, (0, vocabulary - mask.shape[1])) if mask.shape[1] < vocabulary else mask

@@ -12,8 +12,9 @@ from reczero.errors import UserError
 from reczero.reasoning import Answer, Context, Template, parse
 
 from .decoder import Completion, decode
+from .frozen import States
 from .guidance import Guide
-from .shared_prefix import can_share
+from .shared_prefix import cannot_share
 
 REASONING = ("analyze_user", "analyze_item", "match", "think")  # the sections of all variants
 PREDICTIONS: dict[str, pl.DataType] = {
@@ -40,11 +41,9 @@ class Policy:
     max_tokens: int
 
     def __post_init__(self) -> None:
-        if self.guided and not can_share(self.model):
+        if self.guided and (reason := cannot_share(self.model)):
             kind = self.model.config.model_type
-            raise UserError(
-                f"rollout.guided: {kind} models can't be guided (their attention can't share a prompt); set it false."
-            )
+            raise UserError(f"rollout.guided: this {kind} model can't be guided ({reason}); set it false.")
 
     @cached_property
     def guide(self) -> Guide | None:
@@ -65,10 +64,19 @@ class Policy:
         return text, parse(text, self.template)
 
     def answer(
-        self, prompts: Sequence[Sequence[int]], answers: int = 1, *, temperature: float = 0.0, seed: int | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: int = 1,
+        *,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        states: States | None = None,
     ) -> list[list[Completion]]:
-        """`answers` completions of each prompt; greedy at temperature 0. The same seed gives the same answers."""
-        if not can_share(self.model):
+        """`answers` completions of each prompt; greedy at temperature 0. The same seed gives the same answers.
+
+        `states`, if given, is filled with what the update need not compute again; only where a prompt can be shared.
+        """
+        if cannot_share(self.model):
             return self._generate(prompts, answers, temperature, seed)
         device = next(self.model.parameters()).device
         generator = None if seed is None else torch.Generator(device).manual_seed(seed)
@@ -81,6 +89,7 @@ class Policy:
             guide=self.guide,
             temperature=temperature,
             generator=generator,
+            states=states,
         )
 
     @torch.no_grad()

@@ -4,20 +4,25 @@ A prompt of P tokens answered G times with R tokens each costs P + G·R tokens i
 same. `attend` is registered under the name `shared_prefix`; a model called inside `shared_prefix_attention(model)` with
 a keyword `layout=` hands every layer's queries, keys and values to that layout:
 
-- `PackedGroup`: one row `[prompt, answer 1, …, answer G]` with gradient, for the update;
-- `Prefill` and `Step`: the prompt once, then the new tokens of all answers at once, for decoding.
+- `Tree`: one packed row without padding, what prompts begin with, prompts and answers, with gradient: for the update,
+  and to compute prompts for the decoder (which then keeps their keys and values in a `Memory`);
+- `Step`: the new tokens of all answers at once, for decoding.
 
 Shapes: N tokens in the packed row, H query heads, K key/value heads, D head size.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
+
+from .head import at_least_float32
 
 NAME = "shared_prefix"
 
@@ -30,13 +35,39 @@ def attend(module, query, key, value, attention_mask, *, layout, scaling=None, s
 
 AttentionInterface.register(NAME, attend)
 
+# Changes that some models make to the head's logits, and the value at which they change nothing.
+_HEAD_CHANGES = {
+    "final_logit_softcapping": None, "logit_scale": 1.0, "output_multiplier": 1.0, "lm_head_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}  # fmt: skip
 
-def can_share(model: PreTrainedModel) -> bool:
-    """Whether every layer of `model` goes through the attention interface with plain softmax attention."""
+
+def cannot_share(model: PreTrainedModel) -> str | None:
+    """Why answers of `model` can't share a computed prompt; None when they can.
+
+    They can where every layer goes through the attention interface with plain softmax attention (windows included),
+    and the logits are what the head says.
+    """
     config = model.config.get_text_config(decoder=True)
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    capped = getattr(config, "attn_logit_softcapping", None) is not None
-    return bool(model._supports_sdpa) and kinds <= {"full_attention", "sliding_attention"} and not capped
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}"
+    if not model._supports_sdpa or not model._supports_attention_backend:
+        return "its attention does not go through transformers' attention interface"
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        return "its attention caps its scores"
+    if getattr(config, "attention_dropout", None):
+        return "its attention drops out at random"
+    if getattr(config, "use_bidirectional_attention", False):
+        return "its attention looks ahead"
+    if any(name.endswith(".sinks") for name, _ in model.named_parameters()):
+        return "its attention has sinks"
+    if '"rope_type": "dynamic"' in (text := json.dumps(config.to_dict(), default=str)) or '"longrope"' in text:
+        return "its positions depend on the longest row of a batch"
+    for name, nothing in _HEAD_CHANGES.items():
+        if getattr(config, name, None) not in (None, nothing):
+            return f"its logits are changed by {name}"
+    return None
 
 
 @contextmanager
@@ -50,101 +81,156 @@ def shared_prefix_attention(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(before)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Tensor:
-    """(B, H, T, D) x (B, K, S, D) -> (B, H, T, D); the bool mask (T, S) says what is seen, None is plain causal."""
-    return F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=True
-    )
+class Tree:
+    """A packed row of segments. Each goes on where its parent ends, and sees its ancestors and what it has itself.
 
+    lengths: tokens of every segment; parents: the index of an earlier segment, or -1. Siblings stand side by side.
+    """
 
-@dataclass
-class PackedGroup:
-    """The packed row of one group: a prompt of `prompt` tokens, then `answers` answers of `length` tokens (padded)."""
+    def __init__(self, lengths: Sequence[int], parents: Sequence[int], device: torch.device):
+        self.device = device
+        self.lengths, self.parents = list(lengths), list(parents)
+        self.starts = [0]
+        for length in self.lengths:
+            self.starts.append(self.starts[-1] + length)
+        depth: list[int] = []  # tokens before each segment's first
+        for parent in self.parents:
+            depth.append(0 if parent < 0 else depth[parent] + self.lengths[parent])
+        spans = [torch.arange(d, d + n) for d, n in zip(depth, self.lengths, strict=True)]
+        self.positions = torch.cat(spans).to(device)[None]  # (1, N)
+        self._families: list[_Family] = []
+        for parent, members in groupby(range(len(self.lengths)), key=lambda i: self.parents[i]):
+            chosen = list(members)
+            self._families.append(_Family(self, parent, chosen, 0 if parent < 0 else depth[chosen[0]]))
 
-    prompt: int
-    answers: int
-    length: int
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    def place(self, segment: int) -> slice:
+        """Where a segment stands in the row."""
+        return slice(self.starts[segment], self.starts[segment + 1])
 
-    def positions(self, device: torch.device) -> Tensor:
-        """(1, N): every answer goes on where the prompt ends."""
-        own = torch.arange(self.prompt, self.prompt + self.length, device=device).repeat(self.answers)
-        return torch.cat([torch.arange(self.prompt, device=device), own])[None]
-
-    def _mask(self, window: int | None, device: torch.device) -> Tensor:
-        """bool (length, prompt + length): which keys each token of an answer sees."""
-        if window not in self._masks:
-            shape = (self.length, self.prompt + self.length)
-            mask = torch.ones(shape, dtype=torch.bool, device=device).tril(self.prompt)
-            self._masks[window] = mask if window is None else mask.triu(self.prompt + 1 - window)
-        return self._masks[window]
+    def line(self, segment: int) -> list[slice]:
+        """The places of a segment and all its ancestors, oldest first; none for -1."""
+        places: list[slice] = []
+        while segment >= 0:
+            places.insert(0, self.place(segment))
+            segment = self.parents[segment]
+        return places
 
     def attend(self, _layer: int, query, key, value, scaling: float, window: int | None) -> Tensor:
-        cut, count, length = self.prompt, self.answers, self.length
+        return torch.cat([f.attend(query, key, value, scaling, window) for f in self._families])[None]
 
-        def unpack(x: Tensor) -> Tensor:  # (1, heads, N, D) -> (answers, heads, length, D)
-            return x[0, :, cut:].unflatten(1, (count, length)).transpose(0, 1)
 
-        within = None
-        if window is not None and window < cut:
-            within = torch.ones(cut, cut, dtype=torch.bool, device=query.device).tril().triu(1 - window)
-        prompt = _attention(query[:, :, :cut], key[:, :, :cut], value[:, :, :cut], scaling, within)
-        answers = _attention(
-            unpack(query),
-            torch.cat([key[:, :, :cut].expand(count, -1, -1, -1), unpack(key)], 2),
-            torch.cat([value[:, :, :cut].expand(count, -1, -1, -1), unpack(value)], 2),
-            scaling,
-            self._mask(window, query.device),
-        )
-        return torch.cat([prompt[0], answers.transpose(0, 1).flatten(1, 2)], 1).transpose(0, 1)[None]
+class _Family:
+    """Siblings of a tree: b segments, padded to the longest of T tokens, with A tokens of ancestors before each."""
+
+    def __init__(self, tree: Tree, parent: int, members: list[int], before: int):
+        self.ancestors, self.before, self.device = tree.line(parent), before, tree.device
+        self.place = slice(tree.starts[members[0]], tree.starts[members[-1] + 1])
+        self.lengths = [tree.lengths[i] for i in members]
+        self.longest = max(self.lengths)
+        self._masks: dict[int | None, Tensor] = {}
+        self._spread: Tensor | None = None
+        if min(self.lengths) < self.longest:
+            starts = torch.tensor([tree.starts[i] for i in members])[:, None]
+            lengths = torch.tensor(self.lengths)[:, None]
+            own = torch.arange(self.longest)[None]
+            # A padding place holds some real token: no one sees it, for it comes later, and what it sees is dropped.
+            self._spread = (starts + own.minimum(lengths - 1)).flatten().to(tree.device)
+            self._gather = (own < lengths).flatten().nonzero()[:, 0].to(tree.device)
+
+    def _unpack(self, x: Tensor) -> Tensor:
+        """(1, heads, N, D) -> (b, heads, T, D)"""
+        rows = x[0, :, self.place] if self._spread is None else x[0].index_select(1, self._spread)
+        return rows.unflatten(1, (len(self.lengths), self.longest)).transpose(0, 1)
+
+    def _mask(self, window: int | None, skipped: int) -> Tensor:
+        """bool (T, A - skipped + T): which keys each token sees."""
+        if window not in self._masks:
+            before = self.before - skipped
+            mask = torch.ones(self.longest, before + self.longest, dtype=torch.bool, device=self.device).tril(before)
+            self._masks[window] = mask if window is None else mask.triu(before + 1 - window)
+        return self._masks[window]
+
+    def attend(self, query, key, value, scaling: float, window: int | None) -> Tensor:
+        """-> (tokens of this family, H, D)"""
+        skipped = 0 if window is None else max(0, self.before + 1 - window)  # ancestors that no one here can see
+        own_key, own_value = self._unpack(key), self._unpack(value)
+        if skipped < self.before:
+
+            def seen(x: Tensor, own: Tensor) -> Tensor:
+                before = torch.cat([x[:, :, place] for place in self.ancestors], 2)[:, :, skipped:]
+                return torch.cat([before.expand(len(own), -1, -1, -1), own], 2)
+
+            own_key, own_value = seen(key, own_key), seen(value, own_value)
+        plain = skipped == self.before and (window is None or window >= self.longest)
+        out = F.scaled_dot_product_attention(
+            self._unpack(query), own_key, own_value, attn_mask=None if plain else self._mask(window, skipped),
+            is_causal=plain, scale=scaling, enable_gqa=True,
+        )  # fmt: skip
+        out = out.transpose(1, 2).flatten(0, 1)  # (b · T, H, D)
+        return out if self._spread is None else out.index_select(0, self._gather)
 
 
 @dataclass
 class Memory:
-    """Keys and values of prompts (once each) and of the answers to them, `answers` to a prompt, for every layer."""
+    """Keys and values of every layer: of prompts, once each, and of the answers to them, `per` places to a prompt.
 
-    lengths: Tensor  # (prompts,)
-    answers: int
-    capacity: int
-    prompt: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> 2 x (prompts, K, longest, D)
-    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> 2 x (answers in all, K, capacity, D)
-
-
-@dataclass
-class Prefill:
-    """The prompts, padded on the right (which a causal mask hides); their keys and values go to `memory`.
-
-    What they all begin with is computed once, in a first pass of one row; `shared` is its length in the second pass,
-    which brings the rest of every prompt.
+    The places of answers are rows; `arrange` takes those that are finished out.
     """
 
-    memory: Memory
-    shared: int = 0
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    lengths: Tensor  # (prompts,)
+    per: int
+    prompt: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> 2 x (prompts, K, longest, D)
+    own: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # layer -> 2 x (rows, K, room, D)
 
-    def _mask(self, window: int | None, length: int, device: torch.device) -> Tensor:
-        """bool (length, shared + length)."""
-        if window not in self._masks:
-            mask = torch.ones(length, self.shared + length, dtype=torch.bool, device=device).tril(self.shared)
-            self._masks[window] = mask if window is None else mask.triu(self.shared + 1 - window)
-        return self._masks[window]
+    def room(self, layer: int, slots: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of the answers in a layer, with room for `slots` tokens of each."""
+        kept = self.own.get(layer)
+        if kept is None or kept[0].shape[2] < slots:
+            rows, room = len(self.lengths) * self.per, slots + slots // 2 + 16
+            grown = tuple(x.new_zeros(rows, x.shape[1], room, x.shape[3]) for x in self.prompt[layer])
+            for old, new in zip(kept or (), grown, strict=False):
+                new[:, :, : old.shape[2]] = old
+            self.own[layer] = kept = grown
+        return kept
+
+    def arrange(self, prompts: Tensor, per: int, rows: Tensor) -> None:
+        """Keeps just these prompts, and rows (len(prompts) · per,)."""
+        self.lengths, self.per = self.lengths[prompts], per
+        longest = int(self.lengths.max())
+        for layer, pair in self.prompt.items():
+            self.prompt[layer] = tuple(x[prompts][:, :, :longest] for x in pair)
+        for layer, pair in self.own.items():
+            self.own[layer] = tuple(x[rows] for x in pair)
+
+
+class Prefill(Tree):
+    """A tree whose last level are prompts; their keys and values, padded on the right, go to `memory`."""
+
+    def __init__(self, memory: Memory, lengths: Sequence[int], parents: Sequence[int], device: torch.device):
+        super().__init__(lengths, parents, device)
+        self.memory = memory
+        self._prompts = [i for i in range(len(self.lengths)) if i not in set(self.parents)]
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> Tensor:
-        if self.shared:
-            before = (x.expand(len(key), -1, -1, -1) for x in self.memory.prompt[layer])
-            key, value = (torch.cat([x, y], 2) for x, y in zip(before, (key, value), strict=True))
-        self.memory.prompt[layer] = (key, value)
-        plain = not self.shared and window is None
-        mask = None if plain else self._mask(window, query.shape[2], query.device)
-        return _attention(query, key, value, scaling, mask).transpose(1, 2)
+        longest = int(self.memory.lengths.max())
+
+        def padded(x: Tensor) -> Tensor:
+            out = x.new_zeros(len(self._prompts), x.shape[1], longest, x.shape[3])
+            for row, prompt in zip(out, self._prompts, strict=True):
+                whole = torch.cat([x[0, :, place] for place in self.line(prompt)], 1)
+                row[:, : whole.shape[1]] = whole
+            return out
+
+        self.memory.prompt[layer] = (padded(key), padded(value))
+        return super().attend(layer, query, key, value, scaling, window)
 
 
 @dataclass
 class Step:
     """The new tokens of all answers in one packed row, however many each has: no padding in any matrix product.
 
-    row, slot: (N,) which answer a token belongs to, and its place in that answer; column: (N,) its place among the new
-    tokens of that answer; width: the most new tokens of any answer.
+    row, slot: (N,) which row of the memory a token belongs to, and its place in that answer; column: (N,) its place
+    among the new tokens of that answer; width: the most new tokens of any answer.
     """
 
     memory: Memory
@@ -154,58 +240,59 @@ class Step:
     width: int
     _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
-    def _mask(self, window: int | None, rows: int, longest: int, used: int) -> Tensor:
-        """Additive (rows, width, longest + used) mask: what each new token may not see is -inf."""
+    def __post_init__(self) -> None:
+        self.used = int(self.slot.max()) + 1
+        self.even = self.width == 1 and len(self.row) == len(self.memory.lengths) * self.memory.per  # a token a row
+        self.positions = (self.memory.lengths[self.row // self.memory.per] + self.slot)[None]  # (1, N)
+
+    def _mask(self, window: int | None, like: Tensor, longest: int) -> Tensor:
+        """Additive (rows, 1, width, 1, longest + used) mask: what each new token may not see is -inf."""
         if window not in self._masks:
-            lengths = self.memory.lengths.repeat_interleave(self.memory.answers)[:, None]  # (rows, 1)
-            device = lengths.device
+            lengths = self.memory.lengths.repeat_interleave(self.memory.per)[:, None]  # (rows, 1)
+            rows, device = len(lengths), lengths.device
             place = torch.zeros(rows, self.width, dtype=torch.long, device=device)
             place[self.row, self.column] = self.slot
             key = torch.arange(longest, device=device)[None]
-            position = torch.cat([key.expand(rows, -1), lengths + torch.arange(used, device=device)], 1)[:, None]
-            real = torch.cat([key < lengths, torch.ones(rows, used, dtype=torch.bool, device=device)], 1)[:, None]
+            own = lengths + torch.arange(self.used, device=device)
+            position = torch.cat([key.expand(rows, -1), own], 1)[:, None]
+            real = torch.cat([key < lengths, torch.ones_like(own, dtype=torch.bool)], 1)[:, None]
             at = (lengths + place)[..., None]
             seen = real & (position <= at)
             if window is not None:
                 seen &= position > at - window
-            self._masks[window] = torch.zeros(seen.shape, device=device).masked_fill_(~seen, float("-inf"))
+            mask = torch.zeros(seen.shape, device=device, dtype=like.dtype).masked_fill_(~seen, float("-inf"))
+            self._masks[window] = mask[:, None, :, None]
         return self._masks[window]
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> Tensor:
         """The scores against the prompts are one product a prompt: its keys are read once for all its answers."""
-        memory, width = self.memory, self.width
+        memory, width, used = self.memory, self.width, self.used
         prompt_key, prompt_value = memory.prompt[layer]
-        if layer not in memory.own:
-            shape = (len(prompt_key) * memory.answers, key.shape[1], memory.capacity, key.shape[3])
-            memory.own[layer] = (key.new_zeros(shape), value.new_zeros(shape))
-        own_key, own_value = memory.own[layer]
+        own_key, own_value = memory.room(layer, used)
         own_key[self.row, :, self.slot] = key[0].transpose(0, 1)
         own_value[self.row, :, self.slot] = value[0].transpose(0, 1)
-        used = int(self.slot.max()) + 1
         prompts, heads, longest, size = prompt_key.shape
-        rows, per = own_key.shape[0], memory.answers
+        rows, per = own_key.shape[0], memory.per
         repeat = query.shape[1] // heads
 
-        padded = query.new_zeros(rows, width, query.shape[1], size)
-        padded[self.row, self.column] = query[0].transpose(0, 1)
+        new = query[0].transpose(0, 1)  # (N, H, D)
+        if self.even:
+            padded = new[:, None]
+        else:
+            padded = new.new_zeros(rows, width, *new.shape[1:])
+            padded[self.row, self.column] = new
         # (rows, width, H, D) -> (prompts, K, per · width · repeat, D), and back for what hangs on the last axis
-        folded = padded.view(prompts, per * width, heads, repeat, size).transpose(1, 2).flatten(2, 3)
-        by_row = (
-            folded.reshape(prompts, heads, per, width * repeat, size)
-            .transpose(1, 2)
-            .reshape(rows, heads, width * repeat, size)
-        )
+        folded = padded.reshape(prompts, per * width, heads, repeat, size).transpose(1, 2).flatten(2, 3)
 
         def to_rows(x: Tensor) -> Tensor:  # (prompts, K, per · width · repeat, X) -> (rows, K, width · repeat, X)
             return x.unflatten(2, (per, width * repeat)).transpose(1, 2).flatten(0, 1)
 
-        scores = torch.cat(
-            [to_rows(folded @ prompt_key.transpose(2, 3)), by_row @ own_key[:, :, :used].transpose(2, 3)], 3
-        )
-        mask = self._mask(window, rows, longest, used)  # (rows, width, longest + used)
-        scores = scores.float().mul_(scaling).view(rows, heads, width, repeat, -1) + mask[:, None, :, None]
+        with_own = to_rows(folded) @ own_key[:, :, :used].transpose(2, 3)
+        scores = at_least_float32(torch.cat([to_rows(folded @ prompt_key.transpose(2, 3)), with_own], 3))
+        mask = self._mask(window, scores, longest)
+        scores = scores.mul_(scaling).view(rows, heads, width, repeat, -1).add_(mask)
         weights = scores.softmax(-1).to(value.dtype).view(rows, heads, width * repeat, -1)
         shared = weights[..., :longest].unflatten(0, (prompts, per)).transpose(1, 2).flatten(2, 3)
         out = to_rows(shared @ prompt_value) + weights[..., longest:] @ own_value[:, :, :used]
         out = out.view(rows, heads, width, repeat, size).permute(0, 2, 1, 3, 4).flatten(2, 3)  # (rows, width, H, D)
-        return out[self.row, self.column][None]
+        return (out[:, 0] if self.even else out[self.row, self.column])[None]

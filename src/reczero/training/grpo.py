@@ -1,27 +1,37 @@
 """GRPO on TRL, with what TRL lacks for this task. What differs from `trl.GRPOTrainer` 1.16:
 
 1. Rollouts compute every prompt once for its whole group (`reczero.rollout`), and may be guided by the template.
-2. The update computes every prompt once too: a group is one packed row, and its answers share the prompt.
+2. The update computes every prompt once too: groups are packed in one row without padding, the answers of a group share
+   its prompt, prompts share what they all begin with, and the head sees only the tokens that are trained.
 3. Only tokens that the policy chose are trained; log-probabilities are under the guidance they were sampled with.
 4. Advantages are (R − mean) / (std + 1e-6) in the group, as in the code derived from the authors' release (TRL: 1e-4).
 5. Groups stay whole: rows are not shuffled inside a generation batch (groups already come in random order).
-6. A group whose rewards are all equal has no gradient: with no KL term it costs no forward or backward pass.
+6. A training batch is cut into micro-batches by its tokens, here and not by gradient accumulation; the gradient is that
+   of the whole batch.
+7. A group whose rewards are all equal has no gradient: with no KL term it costs no forward or backward pass.
+8. Where blocks at the bottom are frozen, the update starts from what they made of each token in the rollout.
+9. Where answers are used for more than one optimizer step, the old policy's log-probabilities are those of the rollout.
 
 Shapes: B rows = prompts × G, C tokens in the longest answer of the batch, V the vocabulary.
 """
 
 import os
 import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
 from reczero.rollout import Policy
-from reczero.rollout.guidance import widen
-from reczero.rollout.shared_prefix import PackedGroup, can_share, shared_prefix_attention
+from reczero.rollout.decoder import common_beginning
+from reczero.rollout.frozen import States, above, frozen_blocks
+from reczero.rollout.head import replaced_head, token_log_probs
+from reczero.rollout.shared_prefix import Tree, cannot_share, shared_prefix_attention
 
 
 def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor:
@@ -31,22 +41,50 @@ def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor
     return (centred / (groups.std(1, keepdim=True) + epsilon)).flatten()
 
 
-class SharedPrefixGRPOTrainer(GRPOTrainer):
-    """`policy` shares its model with the trainer; the other arguments are TRL's."""
+def in_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
+    """Which things, of these sizes and in their order, go together: no more than `most` in all, or a single one."""
+    batches: list[list[int]] = []
+    room = 0
+    for i, size in enumerate(sizes):
+        if not batches or size > room:
+            batches.append([])
+            room = most
+        batches[-1].append(i)
+        room -= size
+    return batches
 
-    def __init__(self, *, policy: Policy, advantage_epsilon: float = 1e-6, **kwargs):
+
+def _pooled(name: str, values: Sequence[float], weights: Sequence[float]) -> float:
+    """One value of a metric for all micro-batches, by their tokens."""
+    if name.endswith(("_min", "_max")):
+        return min(values) if name.endswith("_min") else max(values)
+    return float(np.average(values, weights=weights))
+
+
+class SharedPrefixGRPOTrainer(GRPOTrainer):
+    """`policy` shares its model with the trainer; the other arguments are TRL's.
+
+    tokens_per_batch: the most tokens in one forward and backward pass (a single group may be larger). Give the rows of
+    a whole optimizer step as `per_device_train_batch_size`, and accumulate no gradients.
+    """
+
+    def __init__(self, *, policy: Policy, advantage_epsilon: float = 1e-6, tokens_per_batch: int = 4096, **kwargs):
         self.policy = policy
-        self.advantage_epsilon = advantage_epsilon
+        self.advantage_epsilon, self.tokens_per_batch = advantage_epsilon, tokens_per_batch
         self.skipped_groups = 0
         self._staging: str | None = None
         self._rewards: Tensor | None = None
         self._buffered_inputs: list | None = None
+        self._states: States | None = None  # of the last rollout, where blocks are frozen
+        self._row: Tensor | None = None  # which of its answers the rows under way are
+        self._sampled: list[list[float]] | None = None  # its log-probabilities, while the old policy's are asked for
         args = kwargs["args"]
-        self._shares = can_share(policy.model)
+        self._shares = cannot_share(policy.model) is None
         own = self._shares and not args.use_vllm
         super().__init__(model=policy.model, rollout_func=_rollout if own else None, **kwargs)
         # PEFT may have wrapped it: from now on it is the trained model that answers.
         policy.model = self.accelerator.unwrap_model(self.model)
+        self.frozen_blocks = frozen_blocks(policy.model) if own else 0
 
     # --- rollout and advantages -----------------------------------------------------------------------------------
 
@@ -56,11 +94,14 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         return by_function
 
     def _generate_and_score_completions(self, inputs):
+        self._states = self._sampled = None
         output = super()._generate_and_score_completions(inputs)
         group = self.num_generations if self.model.training else self.num_generations_eval
         advantages = group_advantages(self._rewards, group, self.advantage_epsilon)
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)]
+        if self._states is not None:
+            output["row"] = torch.arange(len(inputs))  # which answer of `_states` each row is
         return output
 
     def _prepare_inputs(self, generation_batch):
@@ -109,12 +150,66 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
     # --- update ---------------------------------------------------------------------------------------------------
 
     def _compute_loss(self, model, inputs):
-        useless = self.beta == 0 and not self._entropy_bonus_enabled and not inputs["advantages"].any()
-        if useless:
-            self.skipped_groups += len(inputs["advantages"]) // self.num_generations
-            # A true zero that reaches every trained weight, so that accumulation and other processes go on as usual.
+        """The loss of all rows; the gradient of all but the last micro-batch is made on the way."""
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        cut = self._micro_batches(inputs)
+        if not cut:
+            # A true zero that reaches every trained weight, so that the optimizer and other processes go on as usual.
             return sum(p.flatten()[:1].sum() * 0 for p in model.parameters() if p.requires_grad)
-        return super()._compute_loss(model, inputs)
+        before = {name: len(values) for name, values in self._metrics["train"].items()}
+        weights, total = [], 0.0
+        for i, rows in enumerate(cut):
+            micro = {k: v[rows] if torch.is_tensor(v) and v.dim() else v for k, v in inputs.items()}
+            share = self._share(micro, inputs)
+            weights.append(float(micro["completion_mask"].sum()))
+            last = i == len(cut) - 1
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                self._row = micro.get("row")
+                loss = super()._compute_loss(model, micro) * share
+                if not last:
+                    self.accelerator.backward(loss)
+                    total += loss.detach()
+        for name, values in self._metrics["train"].items():  # TRL logs a value of each micro-batch: one of all of them
+            new = values[before.get(name, 0) :]
+            if len(new) == len(cut):
+                values[before.get(name, 0) :] = [_pooled(name, new, weights)]
+        self._row = None
+        return loss + total
+
+    def _share(self, micro: dict, whole: dict) -> float:
+        """What a micro-batch's loss counts in that of all rows, by how TRL's loss types average."""
+        if self.loss_type in ("dapo", "cispo", "vespo"):  # divided by the tokens of the whole batch already
+            return 1.0
+        if self.loss_type == "bnpo":
+            counted = [(x["completion_mask"] * x.get("tool_mask", 1)).sum() for x in (micro, whole)]
+            return float(counted[0] / counted[1])
+        return len(micro["advantages"]) / len(whole["advantages"])
+
+    def _micro_batches(self, inputs: dict) -> list[Tensor]:
+        """The rows of each micro-batch: whole groups with a gradient, at most `tokens_per_batch` tokens together.
+
+        Other processes wait for each other in every micro-batch, so all make as many; one with too few groups takes
+        some without a gradient.
+        """
+        group = self.num_generations
+        rows = torch.arange(len(inputs["advantages"]), device=inputs["advantages"].device).view(-1, group)
+        useful = inputs["advantages"].view(-1, group).bool().any(1).tolist()
+        if self.beta or self._entropy_bonus_enabled:
+            useful = [True] * len(useful)
+        self.skipped_groups += useful.count(False)
+        answers = inputs["completion_mask"].sum(1).view(-1, group).sum(1)
+        prompts = inputs["prompt_mask"].sum(1).view(-1, group)[:, 0] * (1 if self._shares else group)
+        sizes = (answers + prompts).tolist()
+        order = sorted(range(len(useful)), key=lambda g: not useful[g])  # those with a gradient first
+        taken = order[: useful.count(True)]
+        cut = [[taken[k] for k in part] for part in in_batches([sizes[g] for g in taken], self.tokens_per_batch)]
+        if self.accelerator.num_processes > 1:
+            count = int(self.accelerator.gather(torch.tensor([len(cut)], device=rows.device)).max())
+            spare = order[len(taken) :]
+            while len(cut) < count:  # there are as many groups here as anywhere
+                cut.append([spare.pop(0)] if spare else [max(cut, key=len).pop()])
+        return [rows[groups].flatten() for groups in cut]
 
     def _get_per_token_logps_and_entropies(
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
@@ -124,61 +219,93 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )
+        if self._sampled is not None and not torch.is_grad_enabled():
+            sampled, self._sampled = self._sampled, None
+            padded = [row + [0.0] * (logits_to_keep - len(row)) for row in sampled]
+            return torch.tensor(padded, device=input_ids.device), None, None
         prompts, answers = input_ids[:, :-logits_to_keep], input_ids[:, -logits_to_keep:]
         prompt_lengths = attention_mask[:, :-logits_to_keep].sum(1).tolist()
-        lengths = attention_mask[:, -logits_to_keep:].sum(1)
-        log_probs, entropies, start = [], [], 0
-        with shared_prefix_attention(self.accelerator.unwrap_model(model)):
-            while start < len(prompts):
-                end = start + 1  # a group: rows with the same prompt, one after another
-                while end < len(prompts) and torch.equal(prompts[end], prompts[start]):
-                    end += 1
-                prompt = prompts[start, prompts.shape[1] - prompt_lengths[start] :]
-                group = self._group_log_probs(model, prompt, answers[start:end], lengths[start:end])
-                log_probs.append(group[0])
-                entropies.append(group[1])
-                start = end
-        return torch.cat(log_probs), torch.cat(entropies) if compute_entropy else None, None
+        lengths = attention_mask[:, -logits_to_keep:].sum(1).tolist()
+        starts = [i for i in range(len(prompts)) if i == 0 or not torch.equal(prompts[i], prompts[i - 1])]
+        groups, rows = [], []
+        for i, end in zip(starts, [*starts[1:], len(prompts)], strict=True):
+            prompt = prompts[i, prompts.shape[1] - prompt_lengths[i] :].tolist()
+            groups.append((prompt, [row[:n].tolist() for row, n in zip(answers[i:end], lengths[i:end], strict=True)]))
+            rows.append(range(i, end))
+        sizes = [len(prompt) + sum(map(len, answers)) for prompt, answers in groups]
+        parts = [
+            self._packed_log_probs(model, [groups[g] for g in part], logits_to_keep, [rows[g] for g in part])
+            for part in in_batches(sizes, self.tokens_per_batch)
+        ]
+        log_probs, entropies = (torch.cat(x) for x in zip(*parts, strict=True))
+        return log_probs, entropies if compute_entropy else None, None
 
-    def _group_log_probs(self, model, prompt: Tensor, answers: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """One group: prompt (P,), answers (G, C), lengths (G,) -> log-probabilities and entropies (G, C)."""
-        count, width = answers.shape
-        guide = self.policy.guide
-        if guide:
-            replayed = [guide.replay(a[:n].tolist()) for a, n in zip(answers, lengths.tolist(), strict=True)]
-            places = [places for places, _ in replayed]
-        else:
-            places = [list(range(n)) for n in lengths.tolist()]
-        used = max((p[-1] + 1 for p in places if p), default=1)  # nothing after the last chosen token matters
-        # Every answer begins with the prompt's last token, so that each position predicts one token of one answer.
-        shared = len(prompt) - 1
-        fed = torch.cat([prompt[-1:].expand(count, 1), answers[:, : used - 1]], 1)
-        layout = PackedGroup(shared, count, used)
-        device = answers.device
-        row = torch.tensor([i for i, p in enumerate(places) for _ in p], device=device, dtype=torch.long)
-        place = torch.tensor([x for p in places for x in p], device=device, dtype=torch.long)
-        before, targets = shared + row * used + place, answers[row, place]
-        call = {
-            "input_ids": torch.cat([prompt[:-1], fed.flatten()])[None],
-            "position_ids": layout.positions(device),
-            "use_cache": False,
-            "layout": layout,
-        }
-        blank = torch.zeros(count, width, device=device)
-        if not guide:  # TRL's head works in tiles: no (tokens, V) logits are kept
-            labels = torch.full_like(call["input_ids"], -100)
-            labels[0, before] = targets
-            with self.accelerator.autocast():
-                out = model(**call, shift_labels=labels, fused_lm_head=True)
-            return tuple(blank.index_put((row, place), x[0, before]) for x in (out.log_probs, out.entropy))
-        with self.accelerator.autocast():
-            logits = model(**call, logits_to_keep=before).logits[0].float()
-        allowed = torch.cat([widen(masks, logits.shape[1], device) for _, masks in replayed])
-        every = (logits.masked_fill(~allowed, float("-inf")) / self.temperature).log_softmax(-1)
-        with torch.no_grad():
-            entropy = torch.special.entr(every.exp()).sum(-1)
-        chosen = every.gather(1, targets[:, None])[:, 0]
-        return blank.index_put((row, place), chosen), blank.index_put((row, place), entropy)
+    def _packed_log_probs(
+        self, model, groups: list[tuple[list[int], list[list[int]]]], width: int, rows: list[range]
+    ) -> tuple[Tensor, Tensor]:
+        """Groups (a prompt and its answers) in one packed row -> log-probabilities and entropies (answers, width).
+
+        rows: which rows of the batch the answers of a group are.
+        """
+        guide, device = self.policy.guide, self.accelerator.device
+        common = common_beginning([prompt for prompt, _ in groups])
+        segments = [groups[0][0][:common]] if common else []
+        parents = [-1] * len(segments)
+        prompt_at = len(segments)
+        segments += [prompt[common:] for prompt, _ in groups]
+        parents += [prompt_at - 1] * len(groups)
+        places: list[list[int]] = []  # of every answer: its trained places,
+        bits: list[np.ndarray] = []  # the tokens that could stand there (guided answers),
+        at: list[int | None] = []  # and its segment; none, where only the prompt matters to it
+        for g, (_, answers) in enumerate(groups):
+            for answer in answers:
+                chosen = list(range(len(answer)))
+                if guide:
+                    chosen, allowed = guide.replay(answer)
+                    bits.append(allowed)
+                places.append(chosen)
+                fed = answer[: chosen[-1]] if chosen else []  # nothing from the last chosen token on matters
+                at.append(len(segments) if fed else None)
+                if fed:
+                    segments.append(fed)
+                    parents.append(prompt_at + g)
+        tree = Tree([len(segment) for segment in segments], parents, device)
+        owner = [prompt_at + g for g, (_, answers) in enumerate(groups) for _ in answers]
+        flat = [answer for _, answers in groups for answer in answers]
+        before = [  # the place in the packed row that predicts each trained token
+            tree.starts[segment] + x - 1 if x and segment is not None else tree.starts[prompt + 1] - 1
+            for chosen, segment, prompt in zip(places, at, owner, strict=True)
+            for x in chosen
+        ]
+        row = torch.tensor([a for a, chosen in enumerate(places) for _ in chosen], device=device, dtype=torch.long)
+        place = torch.tensor([x for chosen in places for x in chosen], device=device, dtype=torch.long)
+        targets = torch.tensor([flat[a][x] for a, chosen in enumerate(places) for x in chosen], device=device)
+
+        def score(head, hidden: Tensor) -> Tensor:
+            masks = np.concatenate(bits) if guide else None
+            return torch.stack(token_log_probs(head, hidden[0], targets, masks, self.temperature), -1)[None]
+
+        call = {"position_ids": tree.positions, "use_cache": False, "layout": tree}
+        call |= {"logits_to_keep": torch.tensor(before, device=device, dtype=torch.long)}
+        bare = self.accelerator.unwrap_model(model)
+        with ExitStack() as stack:
+            if torch.is_grad_enabled() and self._states is not None and self._row is not None:
+                known, skipped = self._states, self.frozen_blocks
+                which = [int(self._row[i]) for group in rows for i in group]
+                prompts = [known.prompts[int(self._row[group[0]]) // self.num_generations] for group in rows]
+                states = [prompts[0][:common]] if common else []
+                states += [x[common:] for x in prompts]
+                states += [known.answer(i, places[a][-1]) for a, i in enumerate(which) if at[a] is not None]
+                call["inputs_embeds"] = torch.cat(states)[None]
+                stack.enter_context(above(bare, skipped))
+            else:
+                call["input_ids"] = torch.tensor([[token for segment in segments for token in segment]], device=device)
+            stack.enter_context(replaced_head(bare, score))
+            stack.enter_context(shared_prefix_attention(bare))
+            stack.enter_context(self.accelerator.autocast())
+            log_probs, entropies = model(**call).logits[0].unbind(-1)
+        blank = log_probs.new_zeros(len(flat), width)
+        return blank.index_put((row, place), log_probs), blank.index_put((row, place), entropies.detach())
 
 
 def _rollout(prompts: list, trainer: SharedPrefixGRPOTrainer) -> dict[str, list]:
@@ -187,9 +314,13 @@ def _rollout(prompts: list, trainer: SharedPrefixGRPOTrainer) -> dict[str, list]
     ids = [policy.encode(prompt) for prompt in prompts[::group]]
     # A seed of the step and the process alone: a resumed run draws what an uninterrupted one would have drawn.
     seed = hash((trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index)) % 2**63
-    completions = [
-        c for answers in policy.answer(ids, group, temperature=trainer.temperature, seed=seed) for c in answers
-    ]
+    states = States(trainer.frozen_blocks) if trainer.frozen_blocks and trainer.model.training else None
+    groups = policy.answer(ids, group, temperature=trainer.temperature, seed=seed, states=states)
+    completions = [completion for answers in groups for completion in answers]
+    trainer._states = states
+    uses = trainer.args.steps_per_generation * trainer.num_iterations
+    if trainer.args.gradient_accumulation_steps % uses:  # else TRL asks for no old policy: it is the same one
+        trainer._sampled = [c.log_probs for c in completions]
     return {
         "prompt_ids": [i for i in ids for _ in range(group)],
         "completion_ids": [c.tokens for c in completions],

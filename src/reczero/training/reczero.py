@@ -23,6 +23,7 @@ from reczero.evaluation import metrics
 from reczero.evaluation.compare import finish_comparison
 from reczero.evaluation.report import write_report
 from reczero.files import atomic_dir, atomic_file, cache_dir
+from reczero.machine import keep_freed_memory
 from reczero.models import load_policy, quiet
 from reczero.reasoning import Context, Scale, Template, parse, score
 from reczero.recipes import Recipe
@@ -80,6 +81,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
 
     say: told each stage in words. report: told every line of metrics.jsonl, and {"predicted", "of", "what"} meanwhile.
     """
+    keep_freed_memory()
     run = Run.open(out, recipe, resume)
     if run.finished:
         say(f"{out}: this run is finished; reusing it")
@@ -245,15 +247,12 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
     if t.stratify:
         rows = rows.select(stratified_order(part.examples["rating"].to_numpy(), t.groups_per_step, t.seed))
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    if t.groups_per_step % (t.groups_per_batch * processes):
-        raise UserError(
-            f"training.groups_per_step: {t.groups_per_step} is not a multiple of groups_per_batch x processes "
-            f"({t.groups_per_batch} x {processes})."
-        )
+    if t.groups_per_step % processes:
+        raise UserError(f"training.groups_per_step: {t.groups_per_step} is not a multiple of {processes} processes.")
     config = GRPOConfig(
         output_dir=str(folder / "checkpoints"),
-        per_device_train_batch_size=r.group_size * t.groups_per_batch,
-        gradient_accumulation_steps=t.groups_per_step // (t.groups_per_batch * processes),
+        per_device_train_batch_size=r.group_size * t.groups_per_step // processes,
+        gradient_accumulation_steps=1,  # the trainer cuts the step's rows into micro-batches by their tokens
         num_generations=r.group_size,
         max_completion_length=policy.longest,
         temperature=r.temperature,
@@ -306,6 +305,7 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
     trainer = SharedPrefixGRPOTrainer(
         policy=policy,
         advantage_epsilon=t.advantage_epsilon,
+        tokens_per_batch=t.tokens_per_batch,
         args=config,
         reward_funcs=reward,
         train_dataset=rows,

@@ -1,0 +1,1 @@
+"""Measurements that users can repeat: two things timed in turn, in one run."""

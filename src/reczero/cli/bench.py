@@ -1,0 +1,161 @@
+"""`reczero bench`: what is fast, measured on this machine against what is usual."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.\n\nExample: reczero bench grpo")
+
+SWEEP_PROMPTS, SWEEP_GROUPS = (200, 400, 800, 1200, 2000, 3000), (4, 8, 16)
+SWEEP_STOCK = ((200, 8), (400, 8), (800, 8), (1200, 8))  # where stock TRL is measured too: it takes minutes a step
+
+
+@app.callback()
+def _() -> None:
+    pass
+
+
+@app.command()
+def grpo(
+    model: Annotated[str, typer.Option(help="A hub name, a local folder, or smollm2-135m.")] = "smollm2-135m",
+    prompt_tokens: Annotated[int, typer.Option("--prompt-tokens", "-P", min=64, help="Tokens of a prompt.")] = 400,
+    answer_tokens: Annotated[int, typer.Option("--answer-tokens", "-R", min=2, help="Tokens of an answer.")] = 120,
+    group_size: Annotated[int, typer.Option("--group-size", "-G", min=2, help="Answers to a prompt.")] = 8,
+    groups: Annotated[int, typer.Option(min=1, help="Prompts a step.")] = 4,
+    repeats: Annotated[int, typer.Option(min=1, help="Steps measured of each.")] = 3,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="Measure many prompt lengths and group sizes, once each, and plot them.")
+    ] = False,
+    plot: Annotated[Path, typer.Option(help="Where --sweep draws its picture (svg, png, pdf).")] = Path("sweep.svg"),
+) -> None:
+    """Time a GRPO step of stock TRL and of ours in turn (fp32, all weights trained, no gradient checkpointing).
+
+    Example: reczero bench grpo --json grpo.json
+    """
+    from reczero.bench.grpo import Shape, compare
+    from reczero.files import writing
+
+    for path in (json_file, plot if sweep else None):
+        if path is not None:
+            with writing(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+    say = typer.echo
+    result: dict[str, Any]
+    if sweep:
+        points = []
+        for size in SWEEP_GROUPS:
+            for length in SWEEP_PROMPTS:
+                shape = Shape(length, answer_tokens, size, groups)
+                stock = (length, size) in SWEEP_STOCK
+                say(f"prompt {length}, group size {size}" + (", stock TRL too" if stock else ""))
+                # Beyond 800 tokens stock TRL's activations of a whole group would not fit in 24 GiB.
+                rows = size // 2 if stock and length > 800 else None
+                points.append(compare(shape, model, 1, say, stock, rows))
+                result = {"sweep": points}
+                if json_file:
+                    json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        _draw(points, plot)
+        _print_sweep(points)
+        say(f"plot: {plot}")
+        return
+    result = compare(Shape(prompt_tokens, answer_tokens, group_size, groups), model, repeats, say)
+    if json_file:
+        json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shape = result["shape"]
+    title = (
+        f"{result['model']}: {shape['groups']} groups of {shape['group_size']} answers of {shape['answer']} tokens "
+        f"to prompts of {shape['prompt']}; median of {result['repeats']} (lowest to highest)"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("", "stock TRL", "ours", "stock / ours"):
+        table.add_column(name, justify="left" if not name else "right")
+    for part in ("rollout", "update", "step"):
+        table.add_row(
+            f"{part}, seconds",
+            *(_spread(result[who]["seconds"][part], ".1f") for who in ("stock", "ours")),
+            _spread(result[f"{part}_ratio"], ".2f"),
+        )
+    table.add_row("answer tokens a second, whole step",
+                  *(f"{result[who]['step_tokens_per_second']:.0f}" for who in ("stock", "ours")))  # fmt: skip
+    table.add_row("peak memory of the process, GiB",
+                  *(f"{result[who]['peak_memory_gib']:.1f}" for who in ("stock", "ours")),
+                  f"{1 / result['memory_ratio']['median']:.2f}")  # fmt: skip
+    Console().print(table)
+    share = result["update_peak_share"]
+    typer.echo(
+        f"our update needs {result['update_gflop']:,.0f} GFLOP and reaches {share['median']:.0%} "
+        f"({share['min']:.0%} to {share['max']:.0%}) of the fastest matrix product here, "
+        f"{result['gemm_peak_gflops']:.0f} GFLOP/s\n"
+        f"tokens through the model, stock / ours: {result['arithmetic_limit']:.2f}"
+    )
+
+
+def _spread(values: dict[str, float], how: str) -> str:
+    return f"{values['median']:{how}} ({values['min']:{how}} to {values['max']:{how}})"
+
+
+def _print_sweep(points: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="one measured step each", title_justify="left")
+    for name in (
+        "prompt",
+        "group size",
+        "ours, s",
+        "peak share",
+        "stock, s",
+        "step ratio",
+        "update ratio",
+        "tokens ratio",
+    ):
+        table.add_column(name, justify="right")
+    for point in points:
+        stock = point.get("stock")
+        table.add_row(
+            str(point["shape"]["prompt"]), str(point["shape"]["group_size"]),
+            f"{point['ours']['seconds']['step']['median']:.1f}", f"{point['update_peak_share']['median']:.0%}",
+            f"{stock['seconds']['step']['median']:.1f}" if stock else "",
+            f"{point['step_ratio']['median']:.2f}" if stock else "",
+            f"{point['update_ratio']['median']:.2f}" if stock else "", f"{point['arithmetic_limit']:.2f}",
+        )  # fmt: skip
+    Console().print(table)
+
+
+def _draw(points: list[dict[str, Any]], path: Path) -> None:
+    """Measured ratios over the prompt's length, beside the arithmetic limit of each group size."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for size in sorted({point["shape"]["group_size"] for point in points}):
+        own = [point for point in points if point["shape"]["group_size"] == size]
+        lengths = [point["shape"]["prompt"] for point in own]
+        (line,) = axis.plot(
+            lengths, [point["arithmetic_limit"] for point in own], "--", label=f"G(P+R)/(P+GR), G = {size}"
+        )
+        measured = [point for point in own if "stock" in point]
+        for part, marker in (("step", "o"), ("update", "^")):
+            if measured:
+                axis.plot(
+                    [point["shape"]["prompt"] for point in measured],
+                    [point[f"{part}_ratio"]["median"] for point in measured],
+                    marker, color=line.get_color(), label=f"{part} measured, G = {size}",
+                )  # fmt: skip
+    axis.set(xlabel="prompt tokens P", ylabel="stock TRL's seconds / ours", ylim=(0, None), xlim=(0, None))
+    axis.legend(fontsize="small")
+    axis.grid(alpha=0.3)
+    figure.savefig(path)
+    pyplot.close(figure)
