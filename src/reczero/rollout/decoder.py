@@ -110,13 +110,17 @@ class _Run:
         return hidden
 
     def _forward(self, ids: Sequence[int], layout: Prefill | Step, kept: Tensor) -> Tensor:
-        return self.model(
-            input_ids=torch.tensor([ids], device=self.device),
-            position_ids=layout.positions,
-            use_cache=False,
-            logits_to_keep=kept,
-            layout=layout,
-        ).logits[0]
+        return (
+            self.model(
+                input_ids=torch.tensor([ids], device=self.device),
+                position_ids=layout.positions,
+                use_cache=False,
+                logits_to_keep=kept,
+                layout=layout,
+            )
+            .logits[0]
+            .to(self.model.dtype)
+        )
 
     def extend(self, head: nn.Module, project, end: int, max_tokens: int, temperature: float, generator) -> None:
         """Samples or forces what comes next in every active answer."""

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .packed import product
+
 CHUNK = 256  # places whose logits exist at a time
 NEVER = (
     -1e30
@@ -53,6 +55,8 @@ def token_log_probs(
     hidden (n, D), targets (n,) token ids; bits: which tokens may come at each place (see `widen`), None for all.
     Returns: two (n,), float32 or, of float64 states, float64.
     """
+    if not len(hidden):
+        return (nothing := at_least_float32(hidden).sum(-1)), nothing.detach()
     if type(head) is nn.Linear:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -135,7 +139,7 @@ class _TokenLogProbs(torch.autograd.Function):
 
 
 def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, bits, at: slice, temperature: float) -> Tensor:
-    z = at_least_float32(F.linear(hidden, weight, bias))
+    z = at_least_float32(product(hidden, weight, bias))
     if bits is not None:
         z.masked_fill_(~widen(bits[at], z.shape[1], z.device), NEVER)
     return z if temperature == 1 else z.div_(temperature)

@@ -1,7 +1,7 @@
-"""Weights in the layout that few rows at a time like best, for as long as nothing is trained.
+"""fp32 linear layers of a CPU by oneDNN (part of torch), their weights laid out in the blocks that its kernels read.
 
-A product of 8 to 100 rows with fp32 weights spends its time on reading the weights. oneDNN (part of torch) can lay them
-out once in the blocks that its kernels read; measured figures are in docs/log.md.
+A product of 8 to 100 rows spends its time on reading the weights, and there this takes half the time; products of
+thousands of rows gain a tenth. Measured figures are in docs/log.md.
 """
 
 from collections.abc import Iterator
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -25,27 +26,62 @@ def _packs(module: nn.Module) -> bool:
     )
 
 
-def _forward(blocks: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, blocks, bias, "none", [], "")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b by oneDNN; the weight as it is, or in blocks."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, blocks):
+        ctx.save_for_backward(x, weight)
+        return _product(x, blocks, bias)
+
+    @staticmethod
+    def backward(ctx, upstream):
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        rows = upstream.flatten(0, -2)
+        return (
+            _product(upstream, weight.t()) if needs_x else None,
+            rows.t() @ x.flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+            None,
+        )
+
+
+def _state(weight: Tensor) -> tuple[int, int]:
+    return weight._version, weight.data_ptr()
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b without gradient, with the packed copy of the weights where there is one."""
+    state, blocks = _laid_out.get(weight, (None, None))
+    return F.linear(x, weight, bias) if state != _state(weight) else _product(x, blocks, bias)
 
 
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
-    """Inside, and without gradient, fp32 linear layers on a CPU multiply with packed copies of their weights.
+    """Inside, fp32 linear layers on a CPU multiply with packed copies of their weights, which must not change.
 
-    The copies of frozen weights are kept for the next time, the others (which the next step would change) dropped.
+    The copies of frozen weights are kept for the next time, the others (which the next step will change) dropped.
     """
     packed = [module for module in model.modules() if _packs(module)]
     try:
         for module in packed:
             weight = module.weight
-            state = (weight._version, weight.data_ptr())
-            if state != (known := _laid_out.get(weight, (None, None)))[0]:
-                known = _laid_out[weight] = (state, torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
-            module.forward = partial(_forward, known[1], module.bias)
+            if _state(weight) != (known := _laid_out.get(weight, (None, None)))[0]:
+                known = _laid_out[weight] = (_state(weight), torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
+            module.forward = partial(_forward, module, known[1])
         yield
     finally:
         for module in packed:
             vars(module).pop("forward", None)
             if module.weight.requires_grad:
                 _laid_out.pop(module.weight, None)
+
+
+def _forward(module: nn.Linear, blocks: Tensor, x: Tensor) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        return nn.Linear.forward(module, x)
+    return _Linear.apply(x, module.weight, module.bias, blocks)

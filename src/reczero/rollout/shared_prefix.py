@@ -64,6 +64,8 @@ def cannot_share(model: PreTrainedModel) -> str | None:
         return "its attention has sinks"
     if '"rope_type": "dynamic"' in (text := json.dumps(config.to_dict(), default=str)) or '"longrope"' in text:
         return "its positions depend on the longest row of a batch"
+    if getattr(config, "output_router_logits", False):
+        return "its router has a loss of its own"
     for name, nothing in _HEAD_CHANGES.items():
         if getattr(config, name, None) not in (None, nothing):
             return f"its logits are changed by {name}"

@@ -31,14 +31,15 @@ from reczero.rollout import Policy
 from reczero.rollout.decoder import common_beginning
 from reczero.rollout.frozen import States, above, frozen_blocks
 from reczero.rollout.head import replaced_head, token_log_probs
+from reczero.rollout.packed import packed_weights
 from reczero.rollout.shared_prefix import Tree, cannot_share, shared_prefix_attention
 
 
 def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor:
     """(B,) rewards, `group_size` rows a group -> (B,): (R − mean) / (std + epsilon), std with Bessel's correction."""
-    groups = rewards.view(-1, group_size)
+    groups = rewards.double().view(-1, group_size)
     centred = groups - groups.mean(1, keepdim=True)
-    return (centred / (groups.std(1, keepdim=True) + epsilon)).flatten()
+    return (centred / (groups.std(1, keepdim=True) + epsilon)).flatten().to(rewards.dtype)
 
 
 def in_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
@@ -52,6 +53,11 @@ def in_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
         batches[-1].append(i)
         room -= size
     return batches
+
+
+def _counted(inputs: dict) -> Tensor:
+    """(B, C): 1 where a token counts in the loss."""
+    return inputs["completion_mask"] * inputs.get("tool_mask", 1)
 
 
 def _pooled(name: str, values: Sequence[float], weights: Sequence[float]) -> float:
@@ -79,6 +85,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self._row: Tensor | None = None  # which of its answers the rows under way are
         self._sampled: list[list[float]] | None = None  # its log-probabilities, while the old policy's are asked for
         args = kwargs["args"]
+        if args.entropy_coef or args.use_adaptive_entropy or args.top_entropy_quantile < 1:
+            raise ValueError("entropies have no gradient here: entropy_coef and top_entropy_quantile are not supported")
         self._shares = cannot_share(policy.model) is None
         own = self._shares and not args.use_vllm
         super().__init__(model=policy.model, rollout_func=_rollout if own else None, **kwargs)
@@ -149,6 +157,13 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
 
     # --- update ---------------------------------------------------------------------------------------------------
 
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with ExitStack() as stack:
+            if self._shares:  # until the backward pass is done: checkpointed blocks are run again in it
+                stack.enter_context(packed_weights(self.policy.model))
+                stack.enter_context(shared_prefix_attention(self.policy.model))
+            return super().training_step(model, inputs, num_items_in_batch)
+
     def _compute_loss(self, model, inputs):
         """The loss of all rows; the gradient of all but the last micro-batch is made on the way."""
         if not self.model.training:
@@ -162,7 +177,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         for i, rows in enumerate(cut):
             micro = {k: v[rows] if torch.is_tensor(v) and v.dim() else v for k, v in inputs.items()}
             share = self._share(micro, inputs)
-            weights.append(float(micro["completion_mask"].sum()))
+            weights.append(_counted(micro).sum().item())
             last = i == len(cut) - 1
             with nullcontext() if last else self.accelerator.no_sync(model):
                 self._row = micro.get("row")
@@ -182,8 +197,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         if self.loss_type in ("dapo", "cispo", "vespo"):  # divided by the tokens of the whole batch already
             return 1.0
         if self.loss_type == "bnpo":
-            counted = [(x["completion_mask"] * x.get("tool_mask", 1)).sum() for x in (micro, whole)]
-            return float(counted[0] / counted[1])
+            return _counted(micro).sum().item() / max(1, _counted(whole).sum().item())
         return len(micro["advantages"]) / len(whole["advantages"])
 
     def _micro_batches(self, inputs: dict) -> list[Tensor]:
@@ -195,8 +209,10 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         group = self.num_generations
         rows = torch.arange(len(inputs["advantages"]), device=inputs["advantages"].device).view(-1, group)
         useful = inputs["advantages"].view(-1, group).bool().any(1).tolist()
-        if self.beta or self._entropy_bonus_enabled:
+        if self.beta:
             useful = [True] * len(useful)
+        counted = _counted(inputs).sum(1).view(-1, group).any(1).tolist()
+        useful = [u and c for u, c in zip(useful, counted, strict=True)]
         self.skipped_groups += useful.count(False)
         answers = inputs["completion_mask"].sum(1).view(-1, group).sum(1)
         prompts = inputs["prompt_mask"].sum(1).view(-1, group)[:, 0] * (1 if self._shares else group)
@@ -262,7 +278,8 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
                 chosen = list(range(len(answer)))
                 if guide:
                     chosen, allowed = guide.replay(answer)
-                    bits.append(allowed)
+                    if chosen:
+                        bits.append(allowed)
                 places.append(chosen)
                 fed = answer[: chosen[-1]] if chosen else []  # nothing from the last chosen token on matters
                 at.append(len(segments) if fed else None)
@@ -279,10 +296,12 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         ]
         row = torch.tensor([a for a, chosen in enumerate(places) for _ in chosen], device=device, dtype=torch.long)
         place = torch.tensor([x for chosen in places for x in chosen], device=device, dtype=torch.long)
-        targets = torch.tensor([flat[a][x] for a, chosen in enumerate(places) for x in chosen], device=device)
+        targets = torch.tensor(
+            [flat[a][x] for a, chosen in enumerate(places) for x in chosen], device=device, dtype=torch.long
+        )
 
         def score(head, hidden: Tensor) -> Tensor:
-            masks = np.concatenate(bits) if guide else None
+            masks = np.concatenate(bits) if bits else None
             return torch.stack(token_log_probs(head, hidden[0], targets, masks, self.temperature), -1)[None]
 
         call = {"position_ids": tree.positions, "use_cache": False, "layout": tree}
