@@ -1,4 +1,4 @@
-"""Many answers to many prompts: every distinct prompt is computed once, all answers are decoded together."""
+"""Many answers to many prompts: every prompt is computed once, all answers are decoded together."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -62,13 +62,11 @@ def frozen_blocks(model: PreTrainedModel) -> int:
 
     0 where a model does more to its embeddings than its blocks see (some scale them), found by trying.
     """
-    decoder = model.get_decoder()
+    blocks = getattr(model.get_decoder(), "layers", ())
     if any(p.requires_grad for p in model.get_input_embeddings().parameters()):
         return 0
-    first = 0
-    while first < len(decoder.layers) and not _moves(decoder.layers[first]):
-        first += 1
-    if first in (0, len(decoder.layers)):
+    first = next((i for i, block in enumerate(blocks) if _moves(block)), 0)
+    if first == 0:
         return 0
     ids = torch.arange(1, 5, device=model.device)[None]
     was_training = model.training

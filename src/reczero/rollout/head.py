@@ -35,11 +35,14 @@ def widen(bits: np.ndarray, vocabulary: int, device: torch.device) -> Tensor:
 def replaced_head(model: PreTrainedModel, forward) -> Iterator[None]:
     """Inside, the model's "logits" are `forward(head, hidden)`, made where its wrappers (PEFT, DDP) expect them."""
     head = model.get_output_embeddings()
+    before = vars(head).get("forward")  # of packed weights
     head.forward = partial(forward, head)
     try:
         yield
     finally:
         del head.forward
+        if before:
+            head.forward = before
 
 
 def hidden_states(_head: nn.Module, hidden: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ def token_log_probs(
     Returns: two (n,), float32 or, of float64 states, float64.
     """
     if not len(hidden):
-        return (nothing := at_least_float32(hidden).sum(-1)), nothing.detach()
+        return (nothing := at_least_float32(type(head).forward(head, hidden).sum(-1))), nothing.detach()
     if type(head) is nn.Linear:
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-_laid_out = WeakTensorKeyDictionary()  # weight -> (which state of it, its blocks)
+_laid_out = WeakTensorKeyDictionary()  # weight -> its blocks, inside `packed_weights`
 
 
 def _packs(module: nn.Module) -> bool:
@@ -50,35 +50,29 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def _state(weight: Tensor) -> tuple[int, int]:
-    return weight._version, weight.data_ptr()
-
-
 def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b without gradient, with the packed copy of the weights where there is one."""
-    state, blocks = _laid_out.get(weight, (None, None))
-    return F.linear(x, weight, bias) if state != _state(weight) else _product(x, blocks, bias)
+    blocks = _laid_out.get(weight)
+    return F.linear(x, weight, bias) if blocks is None else _product(x, blocks, bias)
 
 
 @contextmanager
 def packed_weights(model: nn.Module) -> Iterator[None]:
     """Inside, fp32 linear layers on a CPU multiply with packed copies of their weights, which must not change.
 
-    The copies of frozen weights are kept for the next time, the others (which the next step will change) dropped.
+    Making the copies takes about as long as reading the weights a few times; nested, the outermost makes them.
     """
     packed = [module for module in model.modules() if _packs(module)]
     try:
         for module in packed:
-            weight = module.weight
-            if _state(weight) != (known := _laid_out.get(weight, (None, None)))[0]:
-                known = _laid_out[weight] = (_state(weight), torch.ops.mkldnn._reorder_linear_weight(weight.detach()))
-            module.forward = partial(_forward, module, known[1])
+            blocks = torch.ops.mkldnn._reorder_linear_weight(module.weight.detach())
+            _laid_out[module.weight] = blocks
+            module.forward = partial(_forward, module, blocks)
         yield
     finally:
         for module in packed:
             vars(module).pop("forward", None)
-            if module.weight.requires_grad:
-                _laid_out.pop(module.weight, None)
+            _laid_out.pop(module.weight, None)
 
 
 def _forward(module: nn.Linear, blocks: Tensor, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from reczero.reasoning import Answer, Context, Template, parse
 from .decoder import Completion, decode
 from .frozen import States
 from .guidance import Guide
+from .packed import packed_weights
 from .shared_prefix import cannot_share
 
 REASONING = ("analyze_user", "analyze_item", "match", "think")  # the sections of all variants
@@ -129,11 +130,12 @@ class Policy:
         # Prompts of like length together: less padding in the prefill.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         read: dict[int, tuple[str, Answer]] = {}
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            for i, (completion,) in zip(batch, self.answer([prompts[i] for i in batch]), strict=True):
-                read[i] = self.read(completion)
-            progress(len(batch))
+        with packed_weights(self.model):
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                for i, (completion,) in zip(batch, self.answer([prompts[i] for i in batch]), strict=True):
+                    read[i] = self.read(completion)
+                progress(len(batch))
         rows = [read[i] for i in range(len(prompts))]
         return pl.DataFrame(
             {

@@ -35,6 +35,7 @@ def attend(module, query, key, value, attention_mask, *, layout, scaling=None, s
 
 AttentionInterface.register(NAME, attend)
 
+_DEAF = {"nemotron"}  # their blocks do not hand `layout` on to the attention, whatever they say
 # Changes that some models make to the head's logits, and the value at which they change nothing.
 _HEAD_CHANGES = {
     "final_logit_softcapping": None, "logit_scale": 1.0, "output_multiplier": 1.0, "lm_head_multiplier": 1.0,
@@ -52,7 +53,7 @@ def cannot_share(model: PreTrainedModel) -> str | None:
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention", "sliding_attention"}
     if kinds:
         return f"it has layers of {', '.join(sorted(kinds))}"
-    if not model._supports_sdpa or not model._supports_attention_backend:
+    if not model._supports_sdpa or not model._supports_attention_backend or config.model_type in _DEAF:
         return "its attention does not go through transformers' attention interface"
     if getattr(config, "attn_logit_softcapping", None) is not None:
         return "its attention caps its scores"
@@ -211,7 +212,7 @@ class Prefill(Tree):
     def __init__(self, memory: Memory, lengths: Sequence[int], parents: Sequence[int], device: torch.device):
         super().__init__(lengths, parents, device)
         self.memory = memory
-        self._prompts = [i for i in range(len(self.lengths)) if i not in set(self.parents)]
+        self._prompts = sorted(set(range(len(self.lengths))) - set(self.parents))
 
     def attend(self, layer: int, query, key, value, scaling: float, window: int | None) -> Tensor:
         longest = int(self.memory.lengths.max())

@@ -17,8 +17,8 @@ Shapes: B rows = prompts × G, C tokens in the longest answer of the batch, V th
 
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,17 @@ def in_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
         batches[-1].append(i)
         room -= size
     return batches
+
+
+@contextmanager
+def _uneven_rows(accelerator) -> Iterator[None]:
+    """Inside, processes may gather unequal numbers of rows, as TRL's metrics do: what is missing is NaN."""
+    gather = accelerator.gather
+    accelerator.gather = lambda x: gather(accelerator.pad_across_processes(x, pad_index=float("nan")))
+    try:
+        yield
+    finally:
+        accelerator.gather = gather
 
 
 def _counted(inputs: dict) -> Tensor:
@@ -109,7 +120,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)]
         if self._states is not None:
-            output["row"] = torch.arange(len(inputs))  # which answer of `_states` each row is
+            output["row"] = torch.arange(len(inputs), device=advantages.device)  # which answer of `_states` each row is
         return output
 
     def _prepare_inputs(self, generation_batch):
@@ -179,7 +190,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
             share = self._share(micro, inputs)
             weights.append(_counted(micro).sum().item())
             last = i == len(cut) - 1
-            with nullcontext() if last else self.accelerator.no_sync(model):
+            with _uneven_rows(self.accelerator), nullcontext() if last else self.accelerator.no_sync(model):
                 self._row = micro.get("row")
                 loss = super()._compute_loss(model, micro) * share
                 if not last:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -246,7 +247,7 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
     )
     if t.stratify:
         rows = rows.select(stratified_order(part.examples["rating"].to_numpy(), t.groups_per_step, t.seed))
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate set it; nothing is initialised yet
     if t.groups_per_step % processes:
         raise UserError(f"training.groups_per_step: {t.groups_per_step} is not a multiple of {processes} processes.")
     config = GRPOConfig(
