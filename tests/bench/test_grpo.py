@@ -30,7 +30,7 @@ def test_arithmetic_is_what_torch_counts(tiny_model_dir):
 
 def test_prompts_have_the_length_asked_for_and_differ(tiny_model_dir):
     _, tokenizer = load_policy(tiny_model_dir)
-    rows = _prompts(tokenizer, Shape(prompt=130, groups=2), steps=3)["prompt"]
+    rows = _prompts(tokenizer, Shape(prompt=130, groups=2), steps=3, warm_up=64)["prompt"]
     lengths = [len(tokenizer.apply_chat_template(m, add_generation_prompt=True, return_dict=False)) for m in rows]
     assert lengths == [64, 64, 130, 130, 130, 130]
     assert len({m[0]["content"] for m in rows}) == 6

@@ -51,8 +51,8 @@ def grpo(
                 shape = Shape(length, answer_tokens, size, groups)
                 stock = (length, size) in SWEEP_STOCK
                 say(f"prompt {length}, group size {size}" + (", stock TRL too" if stock else ""))
-                # Beyond 800 tokens stock TRL's activations of a whole group would not fit in 24 GiB.
-                rows = size // 2 if stock and length > 800 else None
+                # With longer prompts stock TRL's activations of a whole group would not fit in 24 GiB.
+                rows = size // 2 if stock and length > 400 else None
                 points.append(compare(shape, model, 1, say, stock, rows))
                 result = {"sweep": points}
                 if json_file:
