@@ -169,3 +169,9 @@ def test_an_output_that_is_something_else_is_refused(recipe, tmp_path, capsys):
     assert main.run(["train", str(recipe), "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("choose another --out") == 2
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_several_processes_are_refused_before_anything_is_written(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main.run(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    assert "one process" in capsys.readouterr().err and not (tmp_path / "run").exists()

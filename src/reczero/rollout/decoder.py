@@ -256,9 +256,8 @@ def _sample(scores: Tensor, temperature: float, generator) -> tuple[Tensor, Tens
     scores.sub_(highest)
     weights = (scores if temperature == 1 else scores.div_(temperature)).exp_()
     size = int(weights.shape[1] ** 0.5)
-    blocks = F.pad(weights, (0, -weights.shape[1] % size)).unflatten(1, (-1, size)) if weights.shape[1] % size else (
-        weights.unflatten(1, (-1, size))
-    )  # fmt: skip
+    missing = -weights.shape[1] % size
+    blocks = (F.pad(weights, (0, missing)) if missing else weights).unflatten(1, (-1, size))
     sums = blocks.sum(-1, dtype=torch.float64).cumsum_(-1)
     total = sums[:, -1:].clone()
     draw = torch.rand(len(weights), 1, dtype=torch.float64, generator=generator, device=weights.device) * total

@@ -16,9 +16,7 @@ from transformers import PreTrainedModel
 from .packed import product
 
 CHUNK = 512  # places whose logits exist at a time
-NEVER = (
-    -1e30
-)  # the logit of a forbidden token: finite, so that 0 · log 0 needs no special case; half types come as float32
+NEVER = -1e30  # the logit of a forbidden token: finite, so that 0 · log 0 needs no special case
 
 
 def at_least_float32(x: Tensor) -> Tensor:

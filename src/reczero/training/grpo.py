@@ -242,7 +242,7 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self, model, input_ids, attention_mask, logits_to_keep, batch_size=None, compute_entropy=False, **kwargs
     ):
         """Log-probabilities and entropies (B, C); 0 where the template forced a token or nothing stands."""
-        if not self._shares or any(value is not None and value is not False for value in kwargs.values()):
+        if not self._shares:
             return super()._get_per_token_logps_and_entropies(
                 model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **kwargs
             )

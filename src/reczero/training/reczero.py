@@ -82,6 +82,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
 
     say: told each stage in words. report: told every line of metrics.jsonl, and {"predicted", "of", "what"} meanwhile.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the trainer can; but every process would write every file
+        raise UserError("reczero train: runs in one process for now; start it without accelerate or torchrun.")
     keep_freed_memory()
     run = Run.open(out, recipe, resume)
     if run.finished:
