@@ -8,6 +8,7 @@ import sys
 import time
 
 import polars as pl
+import psutil
 import pytest
 
 from reczero.cli import main
@@ -171,7 +172,73 @@ def test_an_output_that_is_something_else_is_refused(recipe, tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_several_processes_are_refused_before_anything_is_written(recipe, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node=2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2"],  # its way for CPUs wants MPI
+}
+
+
+def launch(launcher, *arguments):
+    """`reczero` in two processes."""
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "reczero.cli.main", *map(str, arguments)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **pipes)
+
+
+def finish(process, seconds=200):
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        raise AssertionError(f"they wait for each other\n{process.communicate()}") from None
+
+
+def kill(process):
+    """A launcher and its workers, which are in sessions of their own."""
+    for one in (*psutil.Process(process.pid).children(recursive=True), process):
+        one.kill()
+
+
+def test_two_processes_share_the_work_and_one_writes(recipe, tmp_path, capsys):
+    """Started by torchrun, and by accelerate; the latter killed on the way."""
+    alone, two, cut = tmp_path / "alone", tmp_path / "two", tmp_path / "cut"
+    assert main.run(["train", str(recipe), "--out", str(alone)]) == 0
+    capsys.readouterr()
+    process = launch("torchrun", "train", recipe, "--out", two)
+    out, err = finish(process)
+    assert process.returncode == 0, err
+    assert out.count("report: ") == 1 and err.count("step 6 of 6") == 1 and "2 processes, 1 groups a step" in err
+    assert {path.relative_to(two) for path in two.rglob("*.parquet")} == {
+        path.relative_to(alone) for path in alone.rglob("*.parquet")
+    }
+    for name in ("predictions/untrained.parquet", "test_examples.parquet"):
+        assert pl.read_parquet(two / name).equals(pl.read_parquet(alone / name)), name
+    samples, by_one = (pl.read_parquet(run / "completions.parquet") for run in (two, alone))
+    assert (
+        samples.select("step", "example_id")
+        .sort("step", "example_id")
+        .equals(by_one.select("step", "example_id").sort("step", "example_id"))
+    )  # the same prompts in every step
+    steps = [line["step"] for line in losses(two) if "loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6] and json.loads((two / "run.json").read_text())["finished"]
+
+    process = launch("accelerate", "train", recipe, "--out", cut)
+    while process.poll() is None and not (
+        (cut / "metrics.jsonl").exists() and '"step": 3,' in (cut / "metrics.jsonl").read_text()
+    ):
+        time.sleep(0.01)
+    kill(process)
+    process.communicate()
+    process = launch("accelerate", "train", recipe, "--out", cut, "--resume")
+    _, err = finish(process)
+    assert process.returncode == 0 and "from checkpoint-2" in err, err
+    assert losses(cut) == losses(two)
+    assert pl.read_parquet(cut / "predictions/reczero.parquet").equals(
+        pl.read_parquet(two / "predictions/reczero.parquet")
+    )
+
+
+def test_processes_that_cannot_share_the_groups_are_refused(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
     assert main.run(["train", str(recipe), "--out", str(tmp_path / "run")]) == 2
-    assert "one process" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert "2 is not a multiple of 3 processes" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ TIE = 1e-4  # logits that are nearer may come in either order: their last bits d
 def real():
     recipe = load_recipe("quickstart", ["evaluation.test_examples=200", "rollout.guided=false"])
     data = prepared(recipe)
-    policy, contexts = load(recipe, data.scale), select(recipe, data)["test"].contexts
+    policy, contexts = load(recipe, data.scale, torch.device("cpu")), select(recipe, data)["test"].contexts
     return policy, [policy.encode(policy.template.messages(context)) for context in contexts]
 
 

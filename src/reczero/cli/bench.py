@@ -8,8 +8,11 @@ import typer
 
 app = typer.Typer(no_args_is_help=True, help="Measure speed on this machine.\n\nExample: reczero bench grpo")
 
-SWEEP_PROMPTS, SWEEP_GROUPS = (200, 400, 800, 1200, 2000, 3000), (4, 8, 16)
-SWEEP_STOCK = ((200, 8), (400, 8), (800, 8), (1200, 8))  # where stock TRL is measured too: it takes minutes a step
+# (prompt tokens, group size, with stock TRL too, which takes up to ten minutes a step)
+SWEEP = (
+    *((length, 8, length <= 1200) for length in (200, 400, 800, 1200, 2000, 3000)),
+    *((length, size, False) for size in (4, 16) for length in (200, 1200, 3000)),
+)
 
 
 @app.callback()
@@ -27,7 +30,10 @@ def grpo(
     repeats: Annotated[int, typer.Option(min=1, help="Steps measured of each.")] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
     sweep: Annotated[
-        bool, typer.Option("--sweep", help="Measure many prompt lengths and group sizes, once each, and plot them.")
+        bool,
+        typer.Option(
+            "--sweep", help="Measure many prompt lengths and group sizes, once each, and plot them (an hour)."
+        ),
     ] = False,
     plot: Annotated[Path, typer.Option(help="Where --sweep draws its picture (svg, png, pdf).")] = Path("sweep.svg"),
 ) -> None:
@@ -46,17 +52,14 @@ def grpo(
     result: dict[str, Any]
     if sweep:
         points = []
-        for size in SWEEP_GROUPS:
-            for length in SWEEP_PROMPTS:
-                shape = Shape(length, answer_tokens, size, groups)
-                stock = (length, size) in SWEEP_STOCK
-                say(f"prompt {length}, group size {size}" + (", stock TRL too" if stock else ""))
-                # With longer prompts stock TRL's activations of a whole group would not fit in 24 GiB.
-                rows = size // 2 if stock and length > 400 else None
-                points.append(compare(shape, model, 1, say, stock, rows))
-                result = {"sweep": points}
-                if json_file:
-                    json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        for i, (length, size, stock) in enumerate(SWEEP, 1):
+            shape = Shape(length, answer_tokens, size, groups)
+            say(f"{i}/{len(SWEEP)} prompt {length}, group size {size}" + (", stock TRL too" if stock else ""))
+            # With longer prompts stock TRL's activations of a whole group would not fit in 24 GiB.
+            rows = size // 2 if stock and length > 400 else None
+            points.append(compare(shape, model, 1, say, stock, rows))
+            if json_file:
+                json_file.write_text(json.dumps({"sweep": points}, indent=2) + "\n", "utf-8")
         _draw(points, plot)
         _print_sweep(points)
         say(f"plot: {plot}")

@@ -32,6 +32,7 @@ def train(
 
     from reczero.cli.progress import Progress
     from reczero.evaluation.compare import compare_run, print_comparison
+    from reczero.training.processes import started
     from reczero.training.reczero import train as run_recipe
 
     with Progress() as progress:
@@ -40,6 +41,8 @@ def train(
         except KeyboardInterrupt:
             progress.say("interrupted; the same command with --resume goes on from here")
             raise
+    if started()[0] > 0:  # of several processes one speaks
+        return
     print_comparison(compare_run(folder))
     typer.echo(f"report: {folder / 'report.html'}")
 

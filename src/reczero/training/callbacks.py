@@ -13,6 +13,8 @@ from transformers import TrainerCallback
 
 from reczero.files import atomic_file
 
+from .processes import Processes
+
 # TRL's name of a logged quantity -> ours.
 _NAMES = {
     "loss": "loss",
@@ -29,12 +31,17 @@ _NAMES = {
 
 
 class Journal:
-    """`metrics.jsonl` of a run. A resumed run first forgets what lies after its checkpoint."""
+    """`metrics.jsonl` of a run. A resumed run first forgets what lies after its checkpoint.
 
-    def __init__(self, path: Path):
-        self.path = path
+    writes: False in all processes but the main one, which only read.
+    """
+
+    def __init__(self, path: Path, writes: bool = True):
+        self.path, self.writes = path, writes
 
     def write(self, **line: Any) -> None:
+        if not self.writes:
+            return
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -46,6 +53,8 @@ class Journal:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def forget_after(self, step: int) -> None:
+        if not self.writes:
+            return
         kept = [line for line in self.read() if line["step"] <= step]
         with atomic_file(self.path) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
@@ -66,9 +75,10 @@ class Watch(TrainerCallback):
         report: Callable[[dict[str, Any]], None],
         validation_steps: int,
         minutes: float | None,
+        processes: Processes,
     ):
         self.journal, self.validate, self.keep, self.report = journal, validate, keep, report
-        self.validation_steps, self.minutes = validation_steps, minutes
+        self.validation_steps, self.minutes, self.processes = validation_steps, minutes, processes
         lines = journal.read()
         self.best = min((line["validation_mae"] for line in lines if "validation_mae" in line), default=math.inf)
         self.spent = max((line.get("training_seconds", 0.0) for line in lines), default=0.0)
@@ -89,7 +99,7 @@ class Watch(TrainerCallback):
         line |= {"training_seconds": round(self.spent, 1)}
         self.journal.write(**line)
         self.report(line | {"steps": state.max_steps})
-        late = self.minutes is not None and self.spent >= 60 * self.minutes
+        late = self.minutes is not None and self.processes.agree(self.spent >= 60 * self.minutes)
         if late:
             control.should_training_stop = True
         if late or state.global_step % self.validation_steps == 0 or state.global_step == state.max_steps:

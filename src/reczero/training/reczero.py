@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from reczero.rollout import Policy
 
 from .callbacks import Journal, Samples, Watch
 from .grpo import SharedPrefixGRPOTrainer
+from .processes import Processes, started
 from .run import Run
 
 Say = Callable[[str], None]
@@ -81,41 +81,58 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report) 
     """Runs the recipe into folder `out`. Raises UserError; whatever was finished before a kill is not done again.
 
     say: told each stage in words. report: told every line of metrics.jsonl, and {"predicted", "of", "what"} meanwhile.
+    Processes that a launcher started share the work; they need a common file system.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # the trainer can; but every process would write every file
-        raise UserError("reczero train: runs in one process for now; start it without accelerate or torchrun.")
+    if recipe.training.groups_per_step % (count := started()[1]):
+        step = recipe.training.groups_per_step
+        raise UserError(f"training.groups_per_step: {step} is not a multiple of {count} processes.")
+    processes = Processes.join()
+    if not processes.main:
+        say = report = _silent
     keep_freed_memory()
-    run = Run.open(out, recipe, resume)
+    run = Run.open(out, recipe, resume, writes=processes.main)
+    processes.wait()
     if run.finished:
         say(f"{out}: this run is finished; reusing it")
         return run
-    data = prepared(recipe)
-    for key in sorted(recipe.data.model_fields_set & data.info["settings"].keys()):
-        asked, made = getattr(recipe.data, key), data.info["settings"][key]
-        if asked != made:
-            say(f"data.{key}: the recipe says {asked}, {data.path} was prepared with {made}, which counts")
-    parts = select(recipe, data)
-    say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
-    policy = load(recipe, data.scale)
+    with processes.main_first():  # what must be fetched or prepared is so once
+        data = prepared(recipe)
+        for key in sorted(recipe.data.model_fields_set & data.info["settings"].keys()):
+            asked, made = getattr(recipe.data, key), data.info["settings"][key]
+            if asked != made:
+                say(f"data.{key}: the recipe says {asked}, {data.path} was prepared with {made}, which counts")
+        parts = select(recipe, data)
+        say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
+        policy = load(recipe, data.scale, processes.device)
     size = sum(p.numel() for p in policy.model.parameters())
     say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
-    run.begin(recipe)
+    if processes.count > 1:
+        say(f"{processes.count} processes, {recipe.training.groups_per_step // processes.count} groups a step in each")
+    if processes.main:
+        run.begin(recipe)
+        _write_test_examples(run, policy, parts["test"])
     run.save(data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict())
-    _write_test_examples(run, policy, parts["test"])
 
-    _predict(run, policy, parts["test"], "untrained", recipe, say, report)
+    _predict(run, processes, policy, parts["test"], "untrained", recipe, say, report)
     if "grpo" not in run.info.get("seconds", {}):
         # TRL and transformers remark on each other's old names, and draw a bar for every file they write.
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
-            _grpo(run, policy, data, parts, recipe, say, report)
-    best = load(recipe, data.scale, run.path / "model")
-    _predict(run, best, parts["test"], recipe.method, recipe, say, report)
-    finish_comparison(out, _without_histories(data, "train"), data.scale)
-    write_report(out)
+            _grpo(run, processes, policy, data, parts, recipe, say, report)
+    processes.wait()  # until the best model is written
+    best = load(recipe, data.scale, processes.device, run.path / "model")
+    _predict(run, processes, best, parts["test"], recipe.method, recipe, say, report)
+    if processes.main:
+        finish_comparison(out, _without_histories(data, "train"), data.scale)
+        write_report(out)
     run.save(finished=True)
+    processes.part()
     return run
+
+
+def _silent(_: object) -> None:
+    """What a process says that does not speak."""
 
 
 def _without_histories(data: Dataset, split: Split) -> pl.DataFrame:
@@ -124,10 +141,10 @@ def _without_histories(data: Dataset, split: Split) -> pl.DataFrame:
     return data.examples(split, cold_start=None, columns=columns)
 
 
-def load(recipe: Recipe, scale: Scale, model: Path | str | None = None) -> Policy:
-    """The recipe's policy (or the one in folder `model`), on the GPU if there is one."""
+def load(recipe: Recipe, scale: Scale, device: torch.device, model: Path | str | None = None) -> Policy:
+    """The recipe's policy, or the one in folder `model`."""
     loaded, tokenizer = load_policy(model or recipe.model.name, dtype=recipe.model.dtype)
-    loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+    loaded.to(device)
     r = recipe.rollout
     return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens)
 
@@ -162,31 +179,62 @@ def _write_test_examples(run: Run, policy: Policy, test: Part) -> None:
         table.write_parquet(path)
 
 
-def _predict(run: Run, policy: Policy, part: Part, name: str, recipe: Recipe, say: Say, report: Report) -> None:
-    path = run.predictions(name)
+def _predictions(
+    processes: Processes,
+    policy: Policy,
+    part: Part,
+    name: str,
+    batch_size: int,
+    progress: Callable[[int], None] = _silent,
+) -> pl.DataFrame:
+    """`Policy.predict` of all rows, every process its share; all get the whole table. `progress`: rows done so far."""
+    mine, total, done = processes.share(part.examples.height), part.examples.height, 0
+
+    def moved(count: int) -> None:
+        nonlocal done
+        done = min(total, done + count * processes.count)  # the others go about as fast
+        progress(done)
+
+    contexts = [part.contexts[i] for i in mine]
+    made = [(mine, policy.predict(part.examples[mine], contexts, name, batch_size, moved))]
+    rows, tables = zip(*processes.gather(made), strict=True)
+    return pl.concat(tables)[np.argsort(np.concatenate(rows))]
+
+
+def _predict(
+    run: Run, processes: Processes, policy: Policy, part: Part, name: str, recipe: Recipe, say: Say, report: Report
+) -> None:
+    path, rows = run.predictions(name), part.examples.height
     if path.is_file():
         return
-    say(f"predicting {part.examples.height:,} test rows, {name}")
-    began, done = time.perf_counter(), 0
+    say(f"predicting {rows:,} test rows, {name}")
+    began = time.perf_counter()
 
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        report({"what": f"predict {name}", "predicted": done, "of": part.examples.height})
+    def progress(done: int) -> None:
+        report({"what": f"predict {name}", "predicted": done, "of": rows})
 
-    table = policy.predict(part.examples, part.contexts, name, recipe.evaluation.batch_size, progress)
-    with atomic_file(path) as file:
-        table.write_parquet(file)
+    table = _predictions(processes, policy, part, name, recipe.evaluation.batch_size, progress)
+    if processes.main:
+        with atomic_file(path) as file:
+            table.write_parquet(file)
     run.done(f"predict_{name}", time.perf_counter() - began)
 
 
 def _grpo(
-    run: Run, policy: Policy, data: Dataset, parts: dict[str, Part], recipe: Recipe, say: Say, report: Report
+    run: Run,
+    processes: Processes,
+    policy: Policy,
+    data: Dataset,
+    parts: dict[str, Part],
+    recipe: Recipe,
+    say: Say,
+    report: Report,
 ) -> None:
     t, r = recipe.training, recipe.rollout
-    journal = Journal(run.path / "metrics.jsonl")
+    journal = Journal(run.path / "metrics.jsonl", writes=processes.main)
     checkpoint = run.last_checkpoint()
-    journal.forget_after(run.step_of(checkpoint) if checkpoint else -1)
+    with processes.main_first():
+        journal.forget_after(run.step_of(checkpoint) if checkpoint else -1)
     say(
         f"training: GRPO, {t.groups_per_step} groups of {r.group_size} a step"
         + (f", from {checkpoint.name}" if checkpoint else "")
@@ -196,7 +244,7 @@ def _grpo(
 
     def validate() -> dict[str, float]:
         part = parts["validation"]
-        table = policy.predict(part.examples, part.contexts, "validation", recipe.evaluation.batch_size)
+        table = _predictions(processes, policy, part, "validation", recipe.evaluation.batch_size)
         truth = table["rating"].to_numpy()
         given = table["prediction"].cast(pl.Float64).fill_null(math.nan).to_numpy()
         scored = metrics.answered(given, fallback)
@@ -208,19 +256,21 @@ def _grpo(
         }
 
     def keep(step: int, validation: dict[str, float]) -> None:
-        with atomic_dir(run.path / "model") as folder:
-            policy.model.save_pretrained(folder)
-            policy.tokenizer.save_pretrained(folder)
+        if processes.main:
+            with atomic_dir(run.path / "model") as folder:
+                policy.model.save_pretrained(folder)
+                policy.tokenizer.save_pretrained(folder)
         run.save(best_step=step, best_validation=validation)
 
-    watch = Watch(journal, validate, keep, report, recipe.evaluation.validation_steps, t.minutes)
+    watch = Watch(journal, validate, keep, report, recipe.evaluation.validation_steps, t.minutes, processes)
     if recipe.model.train_layers:
         freeze_below(policy.model, recipe.model.train_layers)
     trainer = build_trainer(policy, parts["train"], recipe, run.path)
     trainer.add_callback(watch)
     watch.skipped_groups = trainer.take_skipped_groups
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    Samples(run.path).finish(trainer.state.global_step)
+    if processes.main:
+        Samples(run.path).finish(trainer.state.global_step)
     run.done("grpo", watch.spent)
 
 
@@ -249,12 +299,10 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
     )
     if t.stratify:
         rows = rows.select(stratified_order(part.examples["rating"].to_numpy(), t.groups_per_step, t.seed))
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # torchrun and accelerate set it; nothing is initialised yet
-    if t.groups_per_step % processes:
-        raise UserError(f"training.groups_per_step: {t.groups_per_step} is not a multiple of {processes} processes.")
+    processes = Processes.join()
     config = GRPOConfig(
         output_dir=str(folder / "checkpoints"),
-        per_device_train_batch_size=r.group_size * t.groups_per_step // processes,
+        per_device_train_batch_size=r.group_size * t.groups_per_step // processes.count,
         gradient_accumulation_steps=1,  # the trainer cuts the step's rows into micro-batches by their tokens
         num_generations=r.group_size,
         max_completion_length=policy.longest,
@@ -302,7 +350,9 @@ def build_trainer(policy: Policy, part: Part, recipe: Recipe, folder: Path) -> S
         step = trainer.state.global_step + 1
         table = {"step": [step] * len(texts), "example_id": example_id, "rating": list(rating)}
         table |= {"prediction": [a.rating for a in answers], "reward": [x.total for x in rewards], "text": texts}
-        samples.write(step, pl.DataFrame(table, schema_overrides={"prediction": pl.Float64}))
+        rows = pl.concat(processes.gather([pl.DataFrame(table, schema_overrides={"prediction": pl.Float64})]))
+        if processes.main:
+            samples.write(step, rows)
         return [reward.total for reward in rewards]
 
     trainer = SharedPrefixGRPOTrainer(

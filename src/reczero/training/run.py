@@ -18,14 +18,15 @@ _LIBRARIES = ("torch", "transformers", "trl", "peft", "llguidance", "polars")
 class Run:
     """`runs/NAME/`. `info` is run.json: versions, data, seconds of every stage, and what is done.
 
-    A stage is done once; a killed run begins again at the stage it was in (GRPO: at its last checkpoint).
+    A stage is done once; a killed run begins again at the stage it was in (GRPO: at its last checkpoint). Where several
+    processes run it, one `writes`.
     """
 
-    def __init__(self, path: Path, info: dict[str, Any]):
-        self.path, self.info = path, info
+    def __init__(self, path: Path, info: dict[str, Any], writes: bool = True):
+        self.path, self.info, self.writes = path, info, writes
 
     @classmethod
-    def open(cls, path: Path, recipe: Recipe, resume: bool) -> "Run":
+    def open(cls, path: Path, recipe: Recipe, resume: bool, writes: bool = True) -> "Run":
         """A new run, or, with `resume`, one of the same recipe as it was left; writes nothing yet.
 
         Raises UserError for any other folder.
@@ -36,14 +37,14 @@ class Run:
                 raise UserError(f"{path}: holds a run of another recipe; choose another --out or remove the folder.")
             if not resume:
                 raise UserError(f"{path}: holds a run already; --resume goes on with it, or choose another --out.")
-            return cls(path, read_json(path / "run.json"))
+            return cls(path, read_json(path / "run.json"), writes)
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file; choose another --out.")
         if path.exists() and any(path.iterdir()):
             raise UserError(f"{path}: is not empty and not a run; choose another --out.")
         versions = {"reczero": __version__, "python": platform.python_version()}
         versions |= {name: version(name) for name in _LIBRARIES}
-        return cls(path, {"versions": versions, "recipe_sha256": hashlib.sha256(text.encode()).hexdigest()})
+        return cls(path, {"versions": versions, "recipe_sha256": hashlib.sha256(text.encode()).hexdigest()}, writes)
 
     def begin(self, recipe: Recipe) -> None:
         """Makes the folder of a new run, once it is known that it can run."""
@@ -68,7 +69,8 @@ class Run:
     def save(self, **changes: Any) -> None:
         """Writes run.json, with `changes`."""
         self.info |= changes
-        write_json(self.path / "run.json", self.info)
+        if self.writes:
+            write_json(self.path / "run.json", self.info)
 
     def done(self, stage: str, seconds: float) -> None:
         self.save(seconds=self.info.get("seconds", {}) | {stage: round(seconds, 1)})
