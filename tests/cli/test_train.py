@@ -84,7 +84,8 @@ def test_from_a_table_to_a_report_and_again(recipe, tmp_path, capsys):
     assert comparison.filter(pl.col("model") == "reczero")["parse_rate"].item() == 1.0
 
     info = json.loads((run / "run.json").read_text())
-    validated = {line["step"]: line["validation_mae"] for line in losses(run) if "validation_mae" in line}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    validated = {x["step"]: (x["validation_mae"], x["validation_rmse"]) for x in lines if "validation_mae" in x}
     assert set(validated) == {3, 6} and info["best_step"] == min(validated, key=lambda s: (validated[s], s))
     samples = pl.read_parquet(run / "completions.parquet")
     assert samples.height == 6 * 2 * 4 and samples["prediction"].null_count() == 0

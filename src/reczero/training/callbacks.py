@@ -1,7 +1,6 @@
 """What happens beside the optimizer: metrics as JSON lines, completions as tables, validation, time limit, progress."""
 
 import json
-import math
 import shutil
 import time
 from collections.abc import Callable
@@ -64,7 +63,7 @@ class Watch(TrainerCallback):
     """Writes the journal, validates, keeps the best, stops in time.
 
     validate: () -> {"mae", "rmse", "parse_rate", "mode_share"} of greedy predictions on the validation rows.
-    keep: called with the step when its MAE is the lowest so far. report: told every line of the journal.
+    keep: called with the step when its MAE is the lowest so far, or as low with a lower RMSE. report: told every line of the journal.
     """
 
     def __init__(
@@ -80,7 +79,9 @@ class Watch(TrainerCallback):
         self.journal, self.validate, self.keep, self.report = journal, validate, keep, report
         self.validation_steps, self.minutes, self.processes = validation_steps, minutes, processes
         lines = journal.read()
-        self.best = min((line["validation_mae"] for line in lines if "validation_mae" in line), default=math.inf)
+        self.validated = [
+            (line["validation_mae"], line["validation_rmse"]) for line in lines if "validation_mae" in line
+        ]  # of few rows many checkpoints have the same MAE: then the lower RMSE is better
         self.spent = max((line.get("training_seconds", 0.0) for line in lines), default=0.0)
         self.skipped_groups: Callable[[], int] = lambda: 0
         self._mark = 0.0
@@ -109,9 +110,10 @@ class Watch(TrainerCallback):
     def _validate(self, step: int) -> None:
         metrics = self.validate()
         line = {"step": step, **{f"validation_{name}": value for name, value in metrics.items()}}
-        if metrics["mae"] < self.best:
-            self.best = metrics["mae"]
+        found = (metrics["mae"], metrics["rmse"])
+        if not self.validated or found < min(self.validated):
             self.keep(step, metrics)
+        self.validated.append(found)
         self.journal.write(**line)
         self.report(line)
 
