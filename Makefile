@@ -6,13 +6,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test install check lock clean
+.PHONY: help demo demo-recone test install check lock clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*##/  make \1 -/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*##/  make \1 -/p' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.base  ## fetch data and model, train, compare, write runs/demo/report.html
 	$(BIN)/reczero train quickstart --out runs/demo --resume
+
+demo-recone: $(VENV)/.base  ## a cold start on a teacher's traces, then the same: runs/demo-recone/report.html (45 minutes)
+	$(BIN)/reczero train recone --out runs/demo-recone --resume
 
 test: $(VENV)/.all  ## run the whole test suite
 	$(BIN)/python -m pytest

@@ -154,6 +154,18 @@ def _swap(new: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
+def whole_lines(path: Path) -> list[str]:
+    """The lines of a file that is appended to; one that a kill cut off is removed, so that the next begins anew."""
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    if len(whole) < len(lines):
+        with atomic_file(path) as new:
+            new.write_text("".join(whole), "utf-8")
+    return whole
+
+
 def write_json(path: Path | str, obj: Any) -> None:
     """Write `obj` atomically as indented UTF-8 JSON, keys in their own order, so that equal input gives equal bytes."""
     text = json.dumps(obj, indent=2, ensure_ascii=False) + "\n"

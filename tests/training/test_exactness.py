@@ -20,7 +20,7 @@ from reczero.rollout import Policy, head
 from reczero.rollout.head import widen
 from reczero.rollout.shared_prefix import cannot_share, shared_prefix_attention
 from reczero.training.grpo import SharedPrefixGRPOTrainer, group_advantages
-from reczero.training.reczero import freeze_below
+from reczero.training.session import freeze_below
 
 G = 3
 SLIDING = {"sliding_window": 8}

@@ -15,8 +15,9 @@ from reczero.rollout import Policy
 from reczero.rollout.head import widen
 from reczero.training.callbacks import Journal
 from reczero.training.grpo import group_advantages
-from reczero.training.reczero import Part, build_trainer, stratified_order
+from reczero.training.reczero import build_trainer, epochs_order, stratified_order
 from reczero.training.run import Run
+from reczero.training.session import Part
 
 
 def recipe(guided=True, steps=4, **training):
@@ -65,12 +66,21 @@ def test_stratified_batches_hold_one_row_of_each_stratum_and_all_rows_once(count
     assert not np.array_equal(order, stratified_order(ratings, 4, seed=1))
 
 
+def test_epochs_follow_each_other_in_new_orders():
+    ratings = np.random.default_rng(1).integers(1, 6, 43).astype(float)
+    order = epochs_order(ratings, 2, 4, seed=0)
+    assert len(order) == 40 + 43 and len(set(order[:40])) == 40 and sorted(order[40:]) == list(range(43))
+    assert np.array_equal(order[:40], stratified_order(ratings, 4, seed=0)[:40])
+    assert not np.array_equal(order[:40], order[40:80])
+    assert len(epochs_order(ratings, 0.5, 1, seed=0)) == 22
+
+
 def test_a_stratified_recipe_trains_on_the_batches_in_that_order(tiny_model_dir, tmp_path):
     part = rows(16)
     part = Part(part.examples.with_columns(rating=pl.Series([1.0, 2, 4, 5] * 4)), part.contexts)
     trainer = trainer_for(tiny_model_dir, recipe(stratify=True, steps=3), tmp_path, part)
     trainer.train()
-    steps = sorted((tmp_path / "completions").glob("*.parquet"))
+    steps = sorted((tmp_path / "completions" / "grpo").glob("*.parquet"))
     assert len(steps) == 3
     for path in steps:
         assert sorted(pl.read_parquet(path)["rating"].unique()) == [1, 2, 4, 5]
@@ -192,14 +202,14 @@ def test_resume_equals_an_uninterrupted_run(tiny_model_dir, tmp_path, guided):
     with pytest.raises(Killed):
         first.train()
     second = trainer_for(tiny_model_dir, made, tmp_path / "cut")
-    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoints" / "checkpoint-2"))
+    second.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoints" / "grpo" / "checkpoint-2"))
 
     def losses(trainer):
         return {line["step"]: (line["loss"], line["reward"], line["grad_norm"])
                 for line in trainer.state.log_history if "reward" in line}  # fmt: skip
 
     assert losses(whole) == losses(second)
-    assert [path.name for path in (tmp_path / "whole" / "checkpoints").iterdir()] == ["checkpoint-4"]
+    assert [path.name for path in (tmp_path / "whole" / "checkpoints" / "grpo").iterdir()] == ["checkpoint-4"]
     for one, other in zip(whole.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(one, other)
 
@@ -216,17 +226,18 @@ def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tiny_model_d
     trainer._save_rng_state = dies
     with pytest.raises(Killed):
         trainer.train()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["checkpoint-2"]
+    assert [path.name for path in (tmp_path / "checkpoints" / "grpo").iterdir()] == ["checkpoint-2"]
 
 
-def test_journal_forgets_what_lies_after_a_checkpoint_and_a_line_cut_off(tmp_path):
-    journal = Journal(tmp_path / "metrics.jsonl")
+def test_journal_forgets_what_lies_after_a_checkpoint_of_its_stage_and_a_line_cut_off(tmp_path):
+    other, journal = Journal(tmp_path / "metrics.jsonl", "sft"), Journal(tmp_path / "metrics.jsonl")
+    other.write(step=7)
     for step in range(4):
         journal.write(step=step)
     with open(journal.path, "a") as file:
         file.write('{"step": 9')
     journal.forget_after(2)
-    assert journal.read() == [{"step": 0}, {"step": 1}, {"step": 2}]
+    assert [line["step"] for line in journal.read()] == [0, 1, 2] and other.read() == [{"stage": "sft", "step": 7}]
 
 
 def test_a_full_disk_leaves_no_folder_of_a_new_run_and_no_harm_to_an_old_one(tmp_path, monkeypatch):

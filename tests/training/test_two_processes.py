@@ -19,7 +19,8 @@ from reczero.recipes import Recipe
 from reczero.rollout import Policy
 from reczero.rollout.decoder import Completion
 from reczero.rollout.frozen import States
-from reczero.training.reczero import Part, build_trainer, freeze_below
+from reczero.training.reczero import build_trainer
+from reczero.training.session import Part, freeze_below
 
 GROUP, GROUPS, STEPS = 4, 4, 2
 LIMIT = 100  # seconds for all cases

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from reczero import __version__
-from reczero.cli import bench, compare, data, doctor, export, report, train
+from reczero.cli import bench, compare, data, doctor, export, report, teach, train
 from reczero.errors import UserError, printable
 from reczero.files import write_error
 
@@ -42,6 +42,8 @@ def _options(
 
 app.command()(doctor.doctor)
 app.add_typer(data.app, name="data")
+app.command()(teach.teach)
+app.command()(teach.traces)
 app.command()(train.train)
 app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from reczero.errors import UserError
+
 if TYPE_CHECKING:
     from reczero.recipes import Recipe
 
@@ -16,6 +18,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in that folder, or use it as it is if it is finished.")
     ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another run: stages that it did with the same inputs are taken from it.", show_default=False
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")] = False,
 ) -> None:
     """Train a policy by a recipe, compare it with the untrained one and with baselines, and write a report.
@@ -26,18 +34,20 @@ def train(
 
     loaded = load_recipe(recipe, overrides or [])
     folder = out or Path("runs") / Path(recipe).stem
+    if reuse is not None and not (reuse / "run.json").is_file():
+        raise UserError(f"--reuse {reuse}: is not a run.")
     if dry_run:
         _plan(loaded, folder)
         return
 
     from reczero.cli.progress import Progress
     from reczero.evaluation.compare import compare_run, print_comparison
+    from reczero.training.pipeline import train as run_recipe
     from reczero.training.processes import started
-    from reczero.training.reczero import train as run_recipe
 
     with Progress() as progress:
         try:
-            run_recipe(loaded, folder, resume=resume, say=progress.say, report=progress.report)
+            run_recipe(loaded, folder, resume=resume, say=progress.say, report=progress.report, reuse=reuse)
         except KeyboardInterrupt:
             progress.say("interrupted; the same command with --resume goes on from here")
             raise
@@ -56,16 +66,42 @@ def _plan(recipe: "Recipe", folder: Path) -> None:
     rows = recipe.data.train_examples
     steps: Any = t.steps or (int(rows * t.epochs / t.groups_per_step) if rows else "one epoch of")
     answers = t.groups_per_step * r.group_size
+    way = f"{'guided' if r.guided else 'free'} answers by {r.engine}, reward {t.reward}"
     lines = [
-        f"method      {recipe.method}: GRPO, reward {t.reward}, {'guided' if r.guided else 'free'} ({r.engine})",
+        f"method      {recipe.method}: {_stages(recipe)}",
         f"data        {_what_is_read(recipe)}",
         f"policy      {recipe.model.name}, {recipe.model.dtype}, {_what_learns(recipe)}",
-        f"training    {steps} steps of {t.groups_per_step} prompts x {r.group_size} answers = {answers} answers a step",
-        f"validation  {e.validation_examples} rows every {e.validation_steps} steps; the best checkpoint is kept",
+    ]
+    if recipe.method != "reczero":
+        length = f"{recipe.sft.steps} steps" if recipe.sft.steps else f"{recipe.sft.epochs:g} epochs"
+        lines += [
+            f"teacher     {recipe.teacher.traces or _teacher(recipe)}",
+            f"SFT         {length}, {recipe.sft.traces_per_step} traces a step",
+        ]
+    if recipe.method != "sft":
+        lines += [
+            f"GRPO        {steps} steps of {t.groups_per_step} prompts x {r.group_size} answers = {answers} a step",
+            f"            {way}",
+        ]
+    lines += [
+        f"validation  {e.validation_examples} rows now and then; the best checkpoint is kept",
         f"test        {e.test_examples or 'all'} rows, untrained and trained",
         f"output      {folder}/",
     ]
     typer.echo("\n".join(lines))
+
+
+def _stages(recipe: "Recipe") -> str:
+    stages = {"reczero": "GRPO", "sft": "SFT on a teacher's traces", "recone": "SFT on a teacher's traces, then GRPO"}
+    rounds = f"recone, then up to {recipe.iterate.rounds} rounds in which its own policy is the teacher"
+    return stages.get(recipe.method, rounds)
+
+
+def _teacher(recipe: "Recipe") -> str:
+    teacher = recipe.teacher
+    who = teacher.endpoint.model if teacher.endpoint else teacher.policy or recipe.model.name
+    by = {"profile": "rules, no model", "endpoint": f"endpoint, {who}", "policy": f"policy {who}"}[teacher.kind]
+    return f"{by}; {teacher.samples} x {teacher.examples:,} training rows"
 
 
 def _what_is_read(recipe: "Recipe") -> str:

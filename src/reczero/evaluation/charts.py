@@ -141,7 +141,7 @@ def histogram(truth: np.ndarray, predictions: dict[str, np.ndarray], levels: np.
     series = {"truth": truth} | predictions
     failures = any((~np.isfinite(values)).any() for values in series.values())
     bins = len(levels) + int(failures)
-    inks = [MUTED, SECOND, ACCENT] if len(series) == 3 else [MUTED, ACCENT, SECOND, INK]
+    inks = [MUTED, SECOND, ACCENT] if len(series) == 3 else [MUTED, ACCENT, SECOND, INK, "#b9770e"]
     width = 0.84 / len(series)
 
     def draw(axes: Axes) -> None:

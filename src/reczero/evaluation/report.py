@@ -60,7 +60,8 @@ def write_report(run: Path) -> Path:
     answers = {name: align(examples, frame, name) for name, frame in frames.items()} if examples.height else {}
     table = _comparison(run / "comparison.csv")
     ours = [name for name in answers if not is_baseline(name)]
-    trained = [name for name in ours if name != UNTRAINED]
+    final = (recipe or {}).get("method")  # the name of the run's own model; what its stages made is named after them
+    trained = sorted((name for name in ours if name != UNTRAINED), key=lambda name: name != final)
     scale = Scale(**info["scale"]) if isinstance(info.get("scale"), dict) else None
     page = (
         _environment()
@@ -75,7 +76,9 @@ def write_report(run: Path) -> Path:
             rows=_rows(table),
             curves=_curves(run, info),
             pictures=_pictures(examples, {name: answers[name] for name in ours}, scale),
-            island=(island := _island(examples, frames, answers, ours, scale)),
+            island=(
+                island := _island(examples, frames, answers, [*trained, *(o for o in ours if o == UNTRAINED)], scale)
+            ),
             shown=len(island["examples"]),
             total=examples.height,
             samples=_samples(run / "completions.parquet"),
@@ -202,6 +205,7 @@ def _findings(
     )
     constants = [row for row in baselines if row["mode_share"] == 1]
     opponents = [(UNTRAINED, "the untrained model")] if UNTRAINED in rows else []
+    opponents += [(stage, f"the model after {stage}") for stage in trained if stage != name]
     opponents += [(row["model"], f"the best constant ({row['model']})") for row in constants[:1]]
     opponents += [
         (row["model"], f"the best baseline ({row['model']})") for row in baselines[:1] if row not in constants[:1]
@@ -285,29 +289,31 @@ def _rows(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _curves(run: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reward and validation pictures, as far as metrics.jsonl has points for them."""
-    lines = _json_lines(run / "metrics.jsonl")
+    """The reward and validation pictures of each stage, as far as metrics.jsonl has points for them."""
+    lines = [line for line in _json_lines(run / "metrics.jsonl") if _number(line.get("step"))]
+    stages = list(dict.fromkeys(line.get("stage") for line in lines))
     curves = []
-    rewards = {line["step"]: line for line in lines if _number(line.get("reward")) and _number(line.get("step"))}
-    if rewards:
-        points = [rewards[step] for step in sorted(rewards)]
-        spread = [p.get("reward_std") if _number(p.get("reward_std")) else None for p in points]
-        svg = charts.reward_curve([p["step"] for p in points], [p["reward"] for p in points], spread)
-        curves.append(
-            {"title": "Reward", "svg": Markup(svg), "note": "Mean reward of the sampled answers of each step."}
-        )
-    errors = {
-        p["step"]: p["validation_mae"] for p in lines if _number(p.get("validation_mae")) and _number(p.get("step"))
-    }
-    if errors:
-        steps = sorted(errors)
-        best = min(steps, key=lambda step: errors[step])
-        if info.get("best_step") in errors:
-            best = info["best_step"]
-        svg = charts.validation_curve(steps, [errors[step] for step in steps], best)
-        note = "Greedy answers on validation rows. The marked step was kept; test rows had no say in it."
-        curves.append({"title": "Validation error", "svg": Markup(svg), "note": note})
+    for stage in stages:
+        own = {key: [line for line in lines if line.get("stage") == stage and _number(line.get(key))] for key in _DRAWN}
+        suffix = f", {stage}" if len(stages) > 1 else ""
+        if points := list({line["step"]: line for line in own["reward"]}.values()):
+            spread = [p.get("reward_std") if _number(p.get("reward_std")) else None for p in points]
+            svg = charts.reward_curve([p["step"] for p in points], [p["reward"] for p in points], spread)
+            note = "Mean reward of the sampled answers of each step."
+            curves.append({"title": f"Reward{suffix}", "svg": Markup(svg), "note": note})
+        errors = {line["step"]: line["validation_mae"] for line in own["validation_mae"]}
+        if errors:
+            steps = sorted(errors)
+            best = (info.get("stages") or {}).get(stage, {}).get("best_step", info.get("best_step"))
+            if best not in errors:
+                best = min(steps, key=lambda step: errors[step])
+            svg = charts.validation_curve(steps, [errors[step] for step in steps], best)
+            note = "Greedy answers on validation rows. The marked step was kept; test rows had no say in it."
+            curves.append({"title": f"Validation error{suffix}", "svg": Markup(svg), "note": note})
     return curves
+
+
+_DRAWN = ("reward", "validation_mae")
 
 
 def _pictures(examples: pl.DataFrame, answers: dict[str, np.ndarray], scale: Scale | None) -> list[dict[str, Any]]:
@@ -344,7 +350,7 @@ def _island(
     levels = charts.rating_levels(np.concatenate([truth, *(answers[name] for name in ours)]), scale)
     width = float(levels[-1] - levels[0])
     island: dict[str, Any] = {
-        "models": [name for name in reversed(ours)],  # the trained first
+        "models": ours,
         "min": float(levels[0]),
         "max": float(levels[-1]),
         "good": GOOD * width,
@@ -386,7 +392,8 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     frame = _parquet(path)
     if frame.is_empty() or not {"step", "text"} <= set(frame.columns):
         return []
-    firsts = frame.group_by("step", maintain_order=True).first().sort("step")
+    order = ["stage", "step"] if "stage" in frame.columns else ["step"]
+    firsts = frame.group_by(order, maintain_order=True).first()
     chosen = np.unique(np.linspace(0, firsts.height - 1, min(firsts.height, 5)).round().astype(int))
     fields = ("step", "rating", "prediction", "reward", "text")
     return [{key: row.get(key) for key in fields} for row in firsts[chosen.tolist()].iter_rows(named=True)]

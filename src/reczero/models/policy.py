@@ -18,18 +18,20 @@ DTYPES = ("float32", "bfloat16", "float16", "auto")
 ADAPTER = "adapter_config.json"
 
 
-def load_policy(name: str | Path, dtype: str = "float32") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_policy(
+    name: str | Path, dtype: str = "float32", merge: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal language model in evaluation mode, on the CPU, and its tokenizer.
 
-    name: what `resolve_model` takes; a folder with a LoRA adapter is loaded with its base model and merged. dtype: one
-    of `DTYPES`. The tokenizer pads on the left, with the end token
-    where it has no pad token, and has a chat template. Raises UserError.
+    name: what `resolve_model` takes; a folder with a LoRA adapter is loaded with its base model and merged, or, without
+    `merge`, as an adapter that can go on learning. dtype: one of `DTYPES`. The tokenizer pads on the left, with the end
+    token where it has no pad token, and has a chat template. Raises UserError.
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}: must be one of {', '.join(DTYPES)}")
     place = resolve_model(name)
     if isinstance(place, Path) and (place / ADAPTER).is_file():
-        return _load_adapter(place, dtype)
+        return _load_adapter(place, dtype, merge)
 
     from transformers import AutoModelForCausalLM
 
@@ -88,13 +90,14 @@ def _base_of(folder: Path) -> str:
     return base
 
 
-def _load_adapter(folder: Path, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_adapter(folder: Path, dtype: str, merge: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model, tokenizer = load_policy(_base_of(folder), dtype)
 
     from peft import PeftModel
 
     with quiet(), _told(folder):
-        return PeftModel.from_pretrained(model, folder).merge_and_unload().eval(), tokenizer
+        adapted = PeftModel.from_pretrained(model, folder, is_trainable=not merge)
+        return (adapted.merge_and_unload() if merge else adapted).eval(), tokenizer
 
 
 @contextmanager

@@ -135,15 +135,30 @@ class Template:
             return f"Write {thinking}{' and ' if thinking else ''}{self.rate.open}, a number from {low} to {high}."
         return f"Write the {'sections' if self.thinking else 'rating'} now, beginning with {self.sections[0].open}"
 
+    def shown_history(self, context: Context) -> tuple[HistoryEntry, ...]:
+        """The user's ratings that the prompt shows."""
+        return context.user_history[-self.settings.history :] if self.settings.history else ()
+
+    def shown_opinions(self, context: Context) -> tuple[Opinion, ...]:
+        """The ratings by others that the prompt shows."""
+        return context.item_history[-self.settings.opinions :] if self.settings.opinions else ()
+
+    def shown_labels(self, item: Item) -> list[str]:
+        """The item's categories and creator, as far as the prompt shows them, neutralised."""
+        s = self.settings
+        names = [*(item.categories if "categories" in s.fields else ())]
+        names += [item.creator] if item.creator and "creator" in s.fields else []
+        return [clean for name in names if (clean := neutralise(name, s.title_chars))]
+
     def _user(self, context: Context) -> str:
-        shown = context.user_history[-self.settings.history :] if self.settings.history else ()
+        shown = self.shown_history(context)
         lines = ["# User", self._standing("Average rating given", context.user_avg, context.user_count)]
         if shown:
             lines.append("Latest ratings, oldest first:")
         return "\n".join([*lines, *(self._rated(entry) for entry in shown)])
 
     def _item(self, context: Context) -> str:
-        shown = context.item_history[-self.settings.opinions :] if self.settings.opinions else ()
+        shown = self.shown_opinions(context)
         lines = ["# Item", self._attributes(context.item, ("categories", "creator", "price", "description"))]
         lines.append(self._standing("Average rating received", context.item_avg, context.item_count))
         if shown:

@@ -1,6 +1,6 @@
 """What a recipe may say. Every key has a default, a type and a line of explanation; unknown keys are mistakes."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,6 +86,94 @@ class RolloutRecipe(Section):
         return self
 
 
+class EndpointRecipe(Section):
+    model: str = Field(description="the model's name at the endpoint")
+    base_url: str | None = Field(None, description="address, ending on /v1; null: OPENAI_BASE_URL of the environment")
+    key_from: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    temperature: float | None = Field(None, ge=0, description="null leaves it to the server")
+    max_tokens: Positive = Field(2048, description="longest answer")
+    concurrency: Positive = Field(8, description="requests at once")
+    timeout: float = Field(120, gt=0, description="seconds an answer may take")
+    retries: int = Field(5, ge=0, description="further tries after time-outs, 429 and 5xx, ever later")
+    price_in: float | None = Field(None, ge=0, description="money for a million tokens of prompts")
+    price_out: float | None = Field(None, ge=0, description="money for a million tokens of answers")
+    max_cost: float | None = Field(None, gt=0, description="stop before more than this is spent")
+    max_total_tokens: Positive | None = Field(None, description="stop before more tokens than this are used")
+    extra: dict[str, Any] = Field({}, description="further keys of the request")
+
+    @model_validator(mode="after")
+    def _priced(self) -> "EndpointRecipe":
+        if self.max_cost is not None and (self.price_in is None or self.price_out is None):
+            raise ValueError("max_cost needs price_in and price_out")
+        if own := {"model", "messages", "max_tokens", "n", "stream"} & self.extra.keys():
+            raise ValueError(f"extra can't set {', '.join(sorted(own))}")
+        return self
+
+
+class TeacherRecipe(Section):
+    """Who writes the traces of the cold start, and which are kept."""
+
+    kind: Literal["profile", "endpoint", "policy"] = Field(
+        "profile", description="profile writes by rules, endpoint asks a model behind an address, policy is one of ours"
+    )
+    traces: str | None = Field(None, description="a folder of `reczero teach` to use; null writes them")
+    examples: Positive = Field(1000, description="training rows to write about, spread evenly over the period")
+    samples: Positive = Field(1, description="answers to each (endpoint, policy)")
+    retell: bool = Field(True, description="ask again with the true rating shown where no answer ends on it")
+    tolerance: float = Field(0, ge=0, description="how far from the truth a kept trace's rating may lie")
+    keep: Literal["first", "confident", "diverse"] = Field("first", description="which of several good answers")
+    balance: bool = Field(False, description="keep every rating as often as the rarest")
+    endpoint: EndpointRecipe | None = None
+    policy: str | None = Field(None, description="the policy that teaches: a run's model folder or a hub name")
+    temperature: float = Field(1.0, gt=0, description="of a policy")
+
+    @model_validator(mode="after")
+    def _whole(self) -> "TeacherRecipe":
+        if self.kind == "endpoint" and self.endpoint is None:
+            raise ValueError("kind endpoint needs endpoint.model")
+        if self.kind == "endpoint" and self.keep == "confident":
+            raise ValueError("keep confident needs kind policy: an endpoint does not say how sure it was")
+        if self.kind == "profile" and self.samples > 1:
+            raise ValueError("kind profile writes the same answer every time: samples must be 1")
+        return self
+
+
+class SftRecipe(Section):
+    """Supervised fine-tuning on the traces; it ends when validation no longer gets better, or with the budget."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    traces_per_step: Positive = Field(16, description="traces an optimizer step learns from, over all processes")
+    traces_per_batch: Positive = Field(4, description="traces in one forward and backward pass; bounds memory")
+    epochs: float = Field(3.0, gt=0)
+    steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
+    minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
+    validation_steps: Positive = Field(20, description="validate every so many steps, and at the end")
+    patience: Positive | None = Field(3, description="stop after this many validations without a better one")
+    save_steps: Positive = 50
+
+    @model_validator(mode="after")
+    def _divides(self) -> "SftRecipe":
+        if self.traces_per_step > self.traces_per_batch and self.traces_per_step % self.traces_per_batch:
+            raise ValueError("traces_per_step must be a multiple of traces_per_batch")
+        return self
+
+
+class IterateRecipe(Section):
+    """Rounds of `method: iterate`: the best policy so far teaches the recipe's own model on new training rows."""
+
+    rounds: Positive = 2
+    samples: Positive = Field(8, description="answers to each example, of which those that end on the truth count")
+    temperature: float = Field(1.0, gt=0)
+    keep: Literal["first", "confident", "diverse"] = Field("confident", description="which of several good answers")
+    min_gain: float = Field(
+        0.0, ge=0, description="a round that lowers validation MAE by no more than this is the last"
+    )
+
+
 class TrainingRecipe(Section):
     reward: RewardName = Field("paper", description="see reczero.reasoning.reward")
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
@@ -124,13 +212,23 @@ class EvaluationRecipe(Section):
     batch_size: Positive = Field(32, description="answers decoded together")
 
 
-class Recipe(Section):
-    """One run. `method: reczero` is pure reinforcement learning (GRPO), without a teacher."""
+Method = Literal["reczero", "recone", "sft", "iterate"]
 
-    method: Literal["reczero"]
+
+class Recipe(Section):
+    """One run.
+
+    method: reczero is reinforcement learning (GRPO) alone; sft learns from a teacher's traces alone; recone does that
+    and then GRPO; iterate goes on in rounds with its own policy as the teacher.
+    """
+
+    method: Method
     data: DataRecipe = DataRecipe()  # pyright: ignore[reportCallIssue]
     model: ModelRecipe = ModelRecipe()
     rollout: RolloutRecipe = RolloutRecipe()
+    teacher: TeacherRecipe = TeacherRecipe()  # pyright: ignore[reportCallIssue]
+    sft: SftRecipe = SftRecipe()  # pyright: ignore[reportCallIssue]
+    iterate: IterateRecipe = IterateRecipe()  # pyright: ignore[reportCallIssue]
     training: TrainingRecipe = TrainingRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
 

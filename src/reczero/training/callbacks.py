@@ -4,13 +4,14 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from transformers import TrainerCallback
 
-from reczero.files import atomic_file
+from reczero.files import atomic_file, whole_lines
 
 from .processes import Processes
 
@@ -26,44 +27,58 @@ _NAMES = {
     "completions/mean_length": "completion_tokens",
     "rating_abs_error": "rating_abs_error",
     "well_formed": "well_formed",
+    "mean_token_accuracy": "token_accuracy",
 }
 
 
 class Journal:
-    """`metrics.jsonl` of a run. A resumed run first forgets what lies after its checkpoint.
+    """The lines of one stage in `metrics.jsonl` of a run. A resumed stage first forgets what lies after its checkpoint.
 
     writes: False in all processes but the main one, which only read.
     """
 
-    def __init__(self, path: Path, writes: bool = True):
-        self.path, self.writes = path, writes
+    def __init__(self, path: Path, stage: str = "grpo", writes: bool = True):
+        self.path, self.stage, self.writes = path, stage, writes
 
     def write(self, **line: Any) -> None:
         if not self.writes:
             return
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"stage": self.stage, **line}) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
-        """The whole lines; one that a kill cut off is left out."""
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text("utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [line for line in self._all() if line.get("stage") == self.stage]
+
+    def _all(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in whole_lines(self.path)]
 
     def forget_after(self, step: int) -> None:
         if not self.writes:
             return
-        kept = [line for line in self.read() if line["step"] <= step]
+        kept = [line for line in self._all() if line.get("stage") != self.stage or line["step"] <= step]
         with atomic_file(self.path) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When to validate, and when to stop: after `minutes`, or `patience` validations without a better one.
+
+    at_start: validate before the first step too; then a stage that never improves leaves the model as it was.
+    """
+
+    validation_steps: int
+    minutes: float | None = None
+    patience: int | None = None
+    at_start: bool = False
 
 
 class Watch(TrainerCallback):
     """Writes the journal, validates, keeps the best, stops in time.
 
     validate: () -> {"mae", "rmse", "parse_rate", "mode_share"} of greedy predictions on the validation rows.
-    keep: called with the step when its MAE is the lowest so far, or as low with a lower RMSE. report: told every line of the journal.
+    keep: called with the step when its MAE is the lowest so far, or as low with a lower RMSE.
+    report: told every line of the journal.
     """
 
     def __init__(
@@ -72,40 +87,54 @@ class Watch(TrainerCallback):
         validate: Callable[[], dict[str, float]],
         keep: Callable[[int, dict[str, float]], None],
         report: Callable[[dict[str, Any]], None],
-        validation_steps: int,
-        minutes: float | None,
+        pace: Pace,
         processes: Processes,
     ):
         self.journal, self.validate, self.keep, self.report = journal, validate, keep, report
-        self.validation_steps, self.minutes, self.processes = validation_steps, minutes, processes
+        self.pace, self.processes = pace, processes
         lines = journal.read()
         self.validated = [
             (line["validation_mae"], line["validation_rmse"]) for line in lines if "validation_mae" in line
         ]  # of few rows many checkpoints have the same MAE: then the lower RMSE is better
         self.spent = max((line.get("training_seconds", 0.0) for line in lines), default=0.0)
-        self.skipped_groups: Callable[[], int] = lambda: 0
+        self.skipped_groups: Callable[[], int] | None = None
         self._mark = 0.0
 
     def on_train_begin(self, args, state, control, **_):
+        if self.pace.at_start and not self.validated:
+            self._validate(state.global_step)
         self._mark = time.perf_counter()
 
     def on_log(self, args, state, control, logs=None, **_):
-        if not logs or "reward" not in logs:  # TRL's summary at the end
+        if not logs or "loss" not in logs:  # the summary at the end
             return
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         self.spent += seconds
         line = {"step": state.global_step, **{ours: logs[name] for name, ours in _NAMES.items() if name in logs}}
-        line |= {"zero_advantage_groups": self.skipped_groups(), "seconds": round(seconds, 2)}
-        line |= {"training_seconds": round(self.spent, 1)}
+        if self.skipped_groups:
+            line["zero_advantage_groups"] = self.skipped_groups()
+        line |= {"seconds": round(seconds, 2), "training_seconds": round(self.spent, 1)}
         self.journal.write(**line)
-        self.report(line | {"steps": state.max_steps})
-        late = self.minutes is not None and self.processes.agree(self.spent >= 60 * self.minutes)
-        if late:
-            control.should_training_stop = True
-        if late or state.global_step % self.validation_steps == 0 or state.global_step == state.max_steps:
+        self.report(line | {"stage": self.journal.stage, "steps": state.max_steps})
+        pace = self.pace
+        late = self._late()
+        if late or state.global_step % pace.validation_steps == 0 or state.global_step == state.max_steps:
             self._validate(state.global_step)
             self._mark = time.perf_counter()
+        control.should_training_stop |= late or self._no_longer_better()
+
+    def over(self) -> bool:
+        """Whether the stage was to stop where the journal ends."""
+        return self._late() or self._no_longer_better()
+
+    def _late(self) -> bool:
+        return self.pace.minutes is not None and self.processes.agree(self.spent >= 60 * self.pace.minutes)
+
+    def _no_longer_better(self) -> bool:
+        if self.pace.patience is None or not self.validated:
+            return False
+        return len(self.validated) - 1 - self.validated.index(min(self.validated)) >= self.pace.patience
 
     def _validate(self, step: int) -> None:
         metrics = self.validate()
@@ -115,27 +144,40 @@ class Watch(TrainerCallback):
             self.keep(step, metrics)
         self.validated.append(found)
         self.journal.write(**line)
-        self.report(line)
+        self.report(line | {"stage": self.journal.stage})
 
 
 class Samples:
-    """The answers sampled in training: a part a step while it runs, `completions.parquet` when it is done.
+    """The answers sampled in training: a part a step while it runs, `completions.parquet` when a stage is done.
 
     A resumed run writes the same parts again.
     """
 
-    def __init__(self, run: Path):
-        self.folder, self.table = run / "completions", run / "completions.parquet"
+    def __init__(self, run: Path, stage: str = "grpo"):
+        self.folder, self.table, self.stage = run / "completions" / stage, run / "completions.parquet", stage
 
     def write(self, step: int, rows: pl.DataFrame) -> None:
-        self.folder.mkdir(exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(self.folder / f"{step:06d}.parquet") as path:
             rows.write_parquet(path)
 
     def finish(self, last_step: int) -> None:
-        """Joins the parts of all steps up to `last_step` into one table."""
-        parts = [part for part in sorted(self.folder.glob("*.parquet")) if int(part.stem) <= last_step]
-        if parts:
-            with atomic_file(self.table) as path:
-                pl.concat([pl.read_parquet(part) for part in parts]).write_parquet(path)
-            shutil.rmtree(self.folder)
+        """Joins the parts of all steps up to `last_step`, after those of earlier stages, into one table."""
+        paths = [path for path in sorted(self.folder.glob("*.parquet")) if int(path.stem) <= last_step]
+        if not paths:
+            return
+        parts = [pl.read_parquet(path).with_columns(stage=pl.lit(self.stage)) for path in paths]
+        if self.table.is_file():
+            parts.insert(0, pl.read_parquet(self.table).filter(pl.col("stage") != self.stage))
+        with atomic_file(self.table) as path:
+            pl.concat(parts).write_parquet(path)
+        shutil.rmtree(self.folder)
+
+    def adopt(self, other: Path) -> None:
+        """Takes the rows of this stage from another run's table."""
+        table = other / "completions.parquet"
+        if table.is_file():
+            rows = pl.read_parquet(table).filter(pl.col("stage") == self.stage).drop("stage")
+            for (step,), part in rows.group_by("step", maintain_order=True):
+                self.write(int(step), part)
+            self.finish(max(rows["step"], default=0))

@@ -15,11 +15,8 @@
 Shapes: B rows = prompts × G, C tokens in the longest answer of the batch, V the vocabulary.
 """
 
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,6 +30,8 @@ from reczero.rollout.frozen import States, above, frozen_blocks
 from reczero.rollout.head import replaced_head, token_log_probs
 from reczero.rollout.packed import packed_weights
 from reczero.rollout.shared_prefix import Tree, cannot_share, shared_prefix_attention
+
+from .checkpoints import AtomicCheckpoints
 
 
 def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor:
@@ -78,7 +77,7 @@ def _pooled(name: str, values: Sequence[float], weights: Sequence[float]) -> flo
     return float(np.average(values, weights=weights))
 
 
-class SharedPrefixGRPOTrainer(GRPOTrainer):
+class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
     """`policy` shares its model with the trainer; the other arguments are TRL's.
 
     tokens_per_batch: the most tokens in one forward and backward pass (a single group may be larger). Give the rows of
@@ -89,7 +88,6 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         self.policy = policy
         self.advantage_epsilon, self.tokens_per_batch = advantage_epsilon, tokens_per_batch
         self.skipped_groups = 0
-        self._staging: str | None = None
         self._rewards: Tensor | None = None
         self._buffered_inputs: list | None = None
         self._states: States | None = None  # of the last rollout, where blocks are frozen
@@ -136,35 +134,6 @@ class SharedPrefixGRPOTrainer(GRPOTrainer):
         """Groups without a gradient since the last call."""
         count, self.skipped_groups = self.skipped_groups, 0
         return count
-
-    # --- checkpoints ----------------------------------------------------------------------------------------------
-
-    def _get_output_dir(self, trial):
-        return self._staging or super()._get_output_dir(trial)
-
-    def _save_checkpoint(self, model, trial):
-        """Atomic: written under another name, then renamed; the one before goes only after that."""
-        final = Path(self.args.output_dir)
-        self._staging = str(final / "unfinished")
-        try:
-            super()._save_checkpoint(model, trial)
-        except BaseException:
-            shutil.rmtree(self._staging, ignore_errors=True)
-            raise
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
-        if self.args.should_save:
-            name = f"checkpoint-{self.state.global_step}"
-            older = [path for path in final.glob("checkpoint-*") if path.name != name]
-            shutil.rmtree(final / name, ignore_errors=True)
-            os.replace(final / "unfinished" / name, final / name)
-            shutil.rmtree(final / "unfinished")
-            for path in older:
-                shutil.rmtree(path)
-
-    def create_model_card(self, *args, **kwargs):
-        """Nothing: TRL's card speaks of the hub; a run has recipe.yaml, run.json and its report."""
 
     # --- update ---------------------------------------------------------------------------------------------------
 

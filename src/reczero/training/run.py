@@ -1,7 +1,6 @@
 """A run folder: what was asked, what was made of it, and what a second call may reuse."""
 
 import hashlib
-import json
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -73,16 +72,32 @@ class Run:
             write_json(self.path / "run.json", self.info)
 
     def done(self, stage: str, seconds: float) -> None:
+        """That `stage` is finished, and how long it took."""
         self.save(seconds=self.info.get("seconds", {}) | {stage: round(seconds, 1)})
+
+    def stage_done(self, stage: str) -> bool:
+        return stage in self.info.get("seconds", {})
+
+    def stage(self, stage: str, **changes: Any) -> None:
+        """Writes what is known of a stage."""
+        stages = self.info.get("stages", {})
+        self.save(stages=stages | {stage: stages.get(stage, {}) | changes})
 
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.parquet"
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint: an unfinished one has another name."""
-        found = [p for p in (self.path / "checkpoints").glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
+    def last_checkpoint(self, stage: str) -> Path | None:
+        """The newest whole checkpoint of a stage: an unfinished one has another name."""
+        folder = self.path / "checkpoints" / stage
+        found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
         return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
 
     @staticmethod
     def step_of(checkpoint: Path) -> int:
-        return json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))["global_step"]
+        return read_json(checkpoint / "trainer_state.json")["global_step"]
+
+    @staticmethod
+    def is_last(checkpoint: Path) -> bool:
+        """Whether no step was to follow it."""
+        state = read_json(checkpoint / "trainer_state.json")
+        return state["global_step"] >= state["max_steps"]

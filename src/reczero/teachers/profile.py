@@ -1,0 +1,169 @@
+"""A teacher without a model: writes the sections from statistics of what the prompt shows.
+
+Deterministic. Every number in its text can be worked out from the prompt: it counts only the history entries, fields
+and averages that the template shows.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from reczero.reasoning import Context, Scale, Template
+
+from .base import Attempt, Task, Teacher, Written
+
+_WORDS = re.compile(r"\d|\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class _Taste:
+    """How the user rated a category or creator in the shown history."""
+
+    name: str
+    mean: float
+    count: int
+    lean: float  # mean − the user's average, shrunk: n / (n + 1) of it
+
+    def __str__(self) -> str:
+        return f"{self.name} ({Scale.text(self.mean, 1)})"
+
+
+class ProfileWriter(Teacher):
+    """`center`: the mean of the training ratings; what user and item deviate from."""
+
+    name = "profile"
+
+    def __init__(self, template: Template, center: float):
+        self.template, self.center = template, center
+
+    def write(self, tasks: Sequence[Task]) -> Iterator[Written]:
+        for task in tasks:
+            yield [(task, [Attempt(self.compose(task.context, task.told))])]
+
+    def compose(self, context: Context, truth: float | None = None) -> str:
+        """An answer in the template's form.
+
+        It rates by its own estimate, on the scale's grid; or `truth`, and then the same facts are weighed towards it.
+        """
+        estimate = self.estimate(context)
+        rating = truth if truth is not None else self._nearest(estimate)
+        texts = {
+            "analyze_user": self._user(context),
+            "analyze_item": self._item(context),
+            "match": self._match(context, estimate, rating),
+        }
+        texts["think"] = " ".join(texts.values())
+        limit = self.template.settings.section_tokens * (3 if self.template.settings.variant == "single" else 1)
+        return self.template.write({name: _cut(text, limit) for name, text in texts.items()}, rating)
+
+    def estimate(self, context: Context) -> float:
+        """User average + item average − center + what the shown history says of the item's categories and creator.
+
+        The averages are drawn towards the center like one of five more ratings; the sum is kept within the scale.
+        """
+        means = ((context.user_avg, context.user_count), (context.item_avg, context.item_count))
+        moved = [(mean - self.center) * n / (n + 5) for mean, n in means if mean is not None]
+        leans = [taste.lean for taste in self._touching(context)]
+        total = self.center + sum(moved) + (sum(leans) / len(leans) / 2 if leans else 0)
+        return min(max(total, self.template.scale.min), self.template.scale.max)
+
+    # --- statistics -----------------------------------------------------------------------------------------------
+
+    def _tastes(self, context: Context) -> list[_Taste]:
+        """Of every category and creator in the shown history, the strongest first."""
+        ratings: dict[str, list[float]] = defaultdict(list)
+        for entry in self.template.shown_history(context):
+            for name in self.template.shown_labels(entry.item):
+                ratings[name].append(entry.rating)
+        usual = context.user_avg if context.user_avg is not None else self.center
+        tastes = []
+        for name, given in ratings.items():
+            mean, n = sum(given) / len(given), len(given)
+            tastes.append(_Taste(name, mean, n, (mean - usual) * n / (n + 1)))
+        return sorted(tastes, key=lambda taste: (-abs(taste.lean), taste.name))
+
+    def _touching(self, context: Context) -> list[_Taste]:
+        """Those that the item has too."""
+        here = set(self.template.shown_labels(context.item))
+        return [taste for taste in self._tastes(context) if taste.name in here]
+
+    def _nearest(self, value: float) -> float:
+        return min(self.template.scale.grid(), key=lambda rating: abs(rating - value))
+
+    @property
+    def _notable(self) -> float:
+        """From this on a deviation is worth a word: a sixteenth of the scale, a quarter star of five."""
+        return self.template.scale.width / 16
+
+    # --- sections, the weightiest clause first --------------------------------------------------------------------
+
+    def _user(self, context: Context) -> str:
+        if context.user_avg is None:
+            return "No ratings by this user yet."
+        mood = self._compared(context.user_avg, "generous", "usual", "strict")
+        clauses = [f"Gives {_two(context.user_avg)} on average, {mood}"]
+        tastes = self._tastes(context)
+        liked = [str(taste) for taste in tastes if taste.lean >= self._notable][:2]
+        disliked = [str(taste) for taste in tastes if taste.lean <= -self._notable][:2]
+        clauses += [f"likes {' and '.join(liked)}"] if liked else []
+        clauses += [f"less {' and '.join(disliked)}"] if disliked else []
+        return "; ".join(clauses) + "."
+
+    def _item(self, context: Context) -> str:
+        """What speaks for it and against it: its categories and creator by the user's taste, then what others say."""
+        good = [str(taste) for taste in self._touching(context) if taste.lean >= self._notable][:2]
+        bad = [str(taste) for taste in self._touching(context) if taste.lean <= -self._notable][:2]
+        if context.item_avg is None:
+            bad.append("nobody has rated it yet")
+        else:
+            (good if context.item_avg >= self.center else bad).append(
+                f"{_two(context.item_avg)} from {context.item_count} ratings"
+            )
+            latest = [opinion.rating for opinion in self.template.shown_opinions(context)]
+            recent = sum(latest) / len(latest) if len(latest) > 1 else context.item_avg
+            if abs(recent - context.item_avg) >= self._notable:
+                (good if recent > context.item_avg else bad).append(f"lately {Scale.text(recent, 1)}")
+        return f"[pos] {', '.join(good) or 'little'} [neg] {', '.join(bad) or 'little'}"
+
+    def _match(self, context: Context, estimate: float, rating: float) -> str:
+        """The verdict, then the taste that speaks for and against it, what weighs more last."""
+        touching = self._touching(context)
+        good = " and ".join([taste.name for taste in touching if taste.lean >= self._notable][:2])
+        bad = " and ".join([taste.name for taste in touching if taste.lean <= -self._notable][:2])
+        if good and bad:
+            weaker, stronger = (bad, good) if rating >= estimate else (good, bad)
+            facts = f"Taste is divided: {weaker} matters less than {stronger}"
+        elif good or bad:
+            facts = f"{good or bad} speaks {'for' if good else 'against'} it"
+        else:
+            facts = "Taste says little"
+        return f"About {Scale.text(estimate, 1)} is to be expected, {self._verdict(rating - estimate)}. {facts}."
+
+    def _verdict(self, distance: float) -> str:
+        step = self.template.scale.width / 4  # one star of five
+        size = "" if abs(distance) < 1.5 * step else "much "
+        if abs(distance) <= 0.5 * step:
+            return "and that fits"
+        return f"but {size}more is due" if distance > 0 else f"but {size}less is due"
+
+    def _compared(self, value: float, above: str, same: str, below: str) -> str:
+        if abs(value - self.center) < self._notable:
+            return same
+        return above if value > self.center else below
+
+
+def _two(value: float) -> str:
+    """As the prompt writes an average."""
+    return f"{value:.2f}"
+
+
+def _cut(text: str, tokens: int) -> str:
+    """As many whole clauses as take about `tokens` tokens (a digit, a mark or a word each), at least the first."""
+    parts = re.split(r"(?<=[;.,]) ", text)
+    kept = parts[0]
+    for part in parts[1:]:
+        if len(_WORDS.findall(f"{kept} {part}")) > tokens:
+            break
+        kept += f" {part}"
+    return kept.rstrip(";,") + "." if kept[-1] in ";," else kept

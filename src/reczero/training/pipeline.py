@@ -1,0 +1,189 @@
+"""A run from recipe to report: the stages of each method, each done once."""
+
+import time
+from pathlib import Path
+
+import polars as pl
+
+from reczero.errors import UserError
+from reczero.evaluation.compare import finish_comparison
+from reczero.evaluation.report import write_report
+from reczero.files import atomic_file, read_json
+from reczero.machine import keep_freed_memory
+from reczero.recipes import Recipe, TeacherRecipe
+from reczero.rollout import Policy
+
+from .processes import Processes, started
+from .reczero import reinforce
+from .run import Run
+from .session import Report, Say, Session, prepared, select, without_histories
+from .sft import imitate
+from .teaching import contexts_of, kept, read_traces, teach_rows, traces_key, write_traces
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, reuse: Path | None = None) -> Run:
+    """Runs the recipe into folder `out`. Raises UserError; whatever was finished before a kill is not done again.
+
+    say: told each stage in words. report: told every line of metrics.jsonl, and {"predicted", "of", "what"} meanwhile.
+    reuse: another run; stages that it did with the same inputs are taken from there.
+    Processes that a launcher started share the work; they need a common file system.
+    """
+    if recipe.training.groups_per_step % (count := started()[1]):
+        step = recipe.training.groups_per_step
+        raise UserError(f"training.groups_per_step: {step} is not a multiple of {count} processes.")
+    processes = Processes.join()
+    if not processes.main:
+        say = report = _silent
+    keep_freed_memory()
+    run = Run.open(out, recipe, resume, writes=processes.main)
+    processes.wait()
+    if run.finished:
+        say(f"{out}: this run is finished; reusing it")
+        return run
+    with processes.main_first():  # what must be fetched or prepared is so once
+        data = prepared(recipe)
+        for key in sorted(recipe.data.model_fields_set & data.info["settings"].keys()):
+            asked, made = getattr(recipe.data, key), data.info["settings"][key]
+            if asked != made:
+                say(f"data.{key}: the recipe says {asked}, {data.path} was prepared with {made}, which counts")
+        parts = select(recipe, data)
+        say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
+        session = Session(recipe, run, processes, data, parts, say, report, reuse)
+        policy = session.policy()
+    size = sum(p.numel() for p in policy.model.parameters())
+    say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
+    if processes.count > 1:
+        say(f"{processes.count} processes, {recipe.training.groups_per_step // processes.count} groups a step in each")
+    if processes.main:
+        run.begin(recipe)
+        _write_test_examples(session, policy)
+    run.save(data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict())
+    del policy
+
+    session.predict_test("untrained")
+    stage = METHODS[recipe.method](session)
+    session.finish(stage)
+    processes.wait()
+    session.predict_test(recipe.method, run.path / "model")
+    if processes.main:
+        finish_comparison(out, without_histories(data, "train"), data.scale)
+        write_report(out)
+    run.save(finished=True)
+    processes.part()
+    return run
+
+
+def _silent(_: object) -> None:
+    """What a process says that does not speak."""
+
+
+# --- methods: each returns the stage whose model is the run's ---------------------------------------------------------
+
+
+def _reczero(session: Session) -> str:
+    reinforce(session, "grpo", None)
+    return "grpo"
+
+
+def _sft(session: Session) -> str:
+    traces = kept(_taught(session, "teach", session.recipe.teacher), session.run.path)
+    part = contexts_of(session.data, traces)
+    imitate(session, "sft", traces, part.contexts)
+    return "sft"
+
+
+def _recone(session: Session) -> str:
+    session.predict_test("sft", session.model_of(_sft(session)))
+    reinforce(session, "grpo", session.model_of("sft"))
+    return "grpo"
+
+
+def _iterate(session: Session) -> str:
+    """RecOne, then rounds in which the best policy so far writes the traces that the recipe's own model learns from.
+
+    A round is kept if its validation MAE is lower than the best by more than `min_gain`; the first that is not ends it.
+    """
+    s, first, run = session.recipe.iterate, session.recipe.teacher, session.run
+    best = _recone(session)
+    used = _taught(session, "teach", first)["example_id"]
+    session.predict_test("recone", session.model_of(best))
+    mae = run.info["stages"][best]["best_validation"]["mae"]
+    rounds = [{"round": 0, "validation_mae": mae, "gain": None, "kept": True}]
+    for i in range(1, s.rounds + 1):
+        teach, sft, grpo = f"teach-{i}", f"sft-{i}", f"grpo-{i}"
+        settings = TeacherRecipe(
+            kind="policy", policy=str(session.model_of(best)), samples=s.samples, keep=s.keep, retell=False,
+            temperature=s.temperature, tolerance=first.tolerance, balance=first.balance, examples=first.examples,
+        )  # fmt: skip
+        written = _taught(session, teach, settings, used)
+        used = pl.concat([used, written["example_id"]])
+        traces = kept(written, run.path / "traces" / teach)
+        imitate(session, sft, traces, contexts_of(session.data, traces).contexts)
+        reinforce(session, grpo, session.model_of(sft))
+        validation = {name: run.info["stages"][name]["best_validation"]["mae"] for name in (sft, grpo)}
+        gain = mae - validation[grpo]
+        better = gain > s.min_gain
+        rounds.append(
+            {"round": i, "traces": traces.height, "sft_validation_mae": validation[sft],
+             "validation_mae": validation[grpo], "gain": gain, "kept": better}
+        )  # fmt: skip
+        run.save(rounds=rounds)
+        session.say(
+            f"round {i}: validation MAE {validation[grpo]:.3f} (SFT alone {validation[sft]:.3f}, before {mae:.3f}): "
+            + ("kept" if better else "not better, so it ends here")
+        )
+        if not better:
+            break
+        best, mae = grpo, validation[grpo]
+    return best
+
+
+METHODS = {"reczero": _reczero, "sft": _sft, "recone": _recone, "iterate": _iterate}
+
+
+def _taught(session: Session, stage: str, settings: TeacherRecipe, without: pl.Series | None = None) -> pl.DataFrame:
+    """All traces of a stage: those of the folder that the recipe names, or new ones in the run's `traces/STAGE`.
+
+    without: example ids that were written about before.
+    """
+    recipe, run, data = session.recipe, session.run, session.data
+    if settings.traces:
+        return read_traces(Path(settings.traces))
+    folder = run.path / "traces" / stage
+    if not run.stage_done(stage):
+        rows = teach_rows(recipe, data, without)
+        filtered = settings.model_dump(mode="json", exclude={"policy", "endpoint", "traces"})
+        key = session.key(traces_key(recipe, settings, data), filtered, rows["example_id"].to_list())
+        if not session.settled(stage, key):
+            began = time.perf_counter()
+            with session.processes.main_first():  # and alone: the others read what it wrote
+                if session.processes.main:
+                    session.say(f"{stage}: {settings.kind} teacher, {rows.height:,} examples")
+                    write_traces(recipe, settings, data, rows, folder, session.policy, session.report)
+                    counts = read_json(folder / "teach.json")["counts"]
+                    session.say(f"{stage}: " + ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items()))
+            run.stage(stage, key=key)
+            run.done(stage, time.perf_counter() - began)
+    return read_traces(folder)
+
+
+def _write_test_examples(session: Session, policy: Policy) -> None:
+    """What the report shows of each test row; the prompt is the exact text that the model sees."""
+    test = session.parts["test"]
+    prompts = [policy.tokenizer.decode(policy.encode(policy.template.messages(c))) for c in test.contexts]
+    columns = (
+        "example_id",
+        "user_id",
+        "item_id",
+        "rating",
+        "timestamp",
+        "user_avg",
+        "item_avg",
+        "user_count",
+        "item_count",
+    )
+    table = test.examples.select(columns).with_columns(
+        title=pl.Series([c.item.title for c in test.contexts]), prompt=pl.Series(prompts)
+    )
+    with atomic_file(session.run.path / "test_examples.parquet") as path:
+        table.write_parquet(path)

@@ -1,0 +1,298 @@
+"""What the stages of a run share: rows and contexts, policies, predictions, validation, and one way to optimise."""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from peft import LoraConfig, PeftModel
+from transformers import PreTrainedModel, Trainer
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from reczero.data import EXAMPLES, Dataset, Split, prepare_source
+from reczero.errors import UserError
+from reczero.evaluation import metrics
+from reczero.files import atomic_dir, atomic_file, cache_dir, read_json
+from reczero.models import load_policy, quiet
+from reczero.reasoning import Context, Scale, Template
+from reczero.recipes import Recipe
+from reczero.rollout import Policy
+
+from .callbacks import Journal, Pace, Samples, Watch
+from .processes import Processes
+from .run import Run
+
+Say = Callable[[str], None]
+Report = Callable[[dict[str, Any]], None]
+
+
+class Part(NamedTuple):
+    """Rows to train, validate or test on, with their contexts."""
+
+    examples: pl.DataFrame
+    contexts: list[Context]
+
+    def take(self, rows: Sequence[int]) -> "Part":
+        return Part(self.examples[list(rows)], [self.contexts[i] for i in rows])
+
+
+def prepared(recipe: Recipe) -> Dataset:
+    """The recipe's data set: a prepared folder as it is, or files, prepared once in the cache for these settings."""
+    name = recipe.data.dataset
+    if recipe.data.source is None and (Path(name) / "dataset.json").is_file():
+        return Dataset.open(Path(name))
+    origin, settings = recipe.data.origin, recipe.data.settings
+    mark = hashlib.sha256(f"{origin} {settings.model_dump_json()}".encode()).hexdigest()[:8]
+    return prepare_source(origin, cache_dir() / "prepared" / f"{origin.source or Path(name).name}-{mark}", settings)
+
+
+def rows_of(
+    recipe: Recipe, data: Dataset, split: Split, count: int | None, without: pl.Series | None = None
+) -> pl.DataFrame:
+    """`count` rows of a split (None for all) with as much context as the recipe asks for, spread over its period.
+
+    without: example ids to leave out.
+    """
+    e = recipe.evaluation
+    enough = (pl.col("user_count") >= e.min_user_history) & (pl.col("item_count") >= e.min_item_history)
+    if without is not None:
+        enough &= ~pl.col("example_id").is_in(without.implode())
+    rows = data.examples(split, where=enough, limit=count)
+    if rows.is_empty():
+        raise UserError(f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history.")
+    return rows
+
+
+def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
+    """The rows of the three splits that the recipe asks for."""
+    e = recipe.evaluation
+    counts: dict[Split, int | None] = {
+        "train": recipe.data.train_examples,
+        "validation": e.validation_examples,
+        "test": e.test_examples,
+    }
+    rows = {split: rows_of(recipe, data, split, count) for split, count in counts.items()}
+    if (found := rows["train"].height) < (step := recipe.training.groups_per_step):
+        raise UserError(f"data.train_examples: {found} rows are fewer than training.groups_per_step, {step}.")
+    return {split: Part(part, data.contexts(part)) for split, part in rows.items()}
+
+
+def without_histories(data: Dataset, split: Split) -> pl.DataFrame:
+    """All rows of a split, cold starts too, as baselines are fitted on them."""
+    columns = [name for name in EXAMPLES if not name.endswith("_history")]
+    return data.examples(split, cold_start=None, columns=columns)
+
+
+def load(
+    recipe: Recipe, scale: Scale, device: torch.device, model: Path | str | None = None, learns: bool = False
+) -> Policy:
+    """The recipe's policy, or the one in folder `model`.
+
+    learns: ready to be trained: blocks frozen as the recipe says; the adapter of a run's stage in `model` goes on
+    learning, where it is merged otherwise.
+    """
+    m, r = recipe.model, recipe.rollout
+    goes_on = learns and model is not None and m.lora is not None
+    loaded, tokenizer = load_policy(model or m.name, dtype=m.dtype, merge=not goes_on)
+    loaded.to(device)
+    if learns and m.train_layers:
+        freeze_below(loaded, m.train_layers)
+    return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens)
+
+
+def new_adapter(policy: Policy, recipe: Recipe) -> LoraConfig | None:
+    """The LoRA adapter to add, where the recipe wants one and the policy has none yet."""
+    lora = recipe.model.lora
+    if lora is None or isinstance(policy.model, PeftModel):
+        return None
+    return LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )  # fmt: skip
+
+
+def freeze_below(model: PreTrainedModel, layers: int) -> None:
+    """Leaves only the uppermost `layers` blocks and the final norm to train."""
+    model.requires_grad_(False)
+    decoder = model.get_decoder()
+    for block in decoder.layers[-layers:]:
+        block.requires_grad_(True)
+    decoder.norm.requires_grad_(True)
+
+
+@dataclass
+class Session:
+    """A run under way. Stages are named; each leaves a model in `models/NAME` of the run."""
+
+    recipe: Recipe
+    run: Run
+    processes: Processes
+    data: Dataset
+    parts: dict[str, Part]
+    say: Say
+    report: Report
+    reuse: Path | None = None
+    template: Template = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.template = Template(self.recipe.rollout.template, self.data.scale)
+        ratings = without_histories(self.data, "train")["rating"]
+        self.fallback = float(np.median(ratings))  # as the comparison scores failures
+
+    # --- policies -------------------------------------------------------------------------------------------------
+
+    def policy(self, model: Path | str | None = None, learns: bool = False) -> Policy:
+        return load(self.recipe, self.data.scale, self.processes.device, model, learns)
+
+    def model_of(self, stage: str) -> Path:
+        return self.run.path / "models" / stage
+
+    # --- predictions ----------------------------------------------------------------------------------------------
+
+    def predictions(
+        self, policy: Policy, part: Part, name: str, progress: Callable[[int], None] = lambda done: None
+    ) -> pl.DataFrame:
+        """`Policy.predict` of all rows, each process its share; all get the table. progress: told how many are done."""
+        total, done = part.examples.height, 0
+        mine = self.processes.share(total)
+
+        def moved(count: int) -> None:
+            nonlocal done
+            done = min(total, done + count * self.processes.count)  # the others go about as fast
+            progress(done)
+
+        share = part.take(mine)
+        table = policy.predict(share.examples, share.contexts, name, self.recipe.evaluation.batch_size, moved)
+        rows, tables = zip(*self.processes.gather([(mine, table)]), strict=True)
+        return pl.concat(tables)[np.argsort(np.concatenate(rows))]
+
+    def predict_test(self, name: str, model: Path | None = None) -> None:
+        """Writes `predictions/NAME.parquet` of the test rows, unless it is there."""
+        path, test = self.run.predictions(name), self.parts["test"]
+        if path.is_file():
+            return
+        self.say(f"predicting {test.examples.height:,} test rows, {name}")
+        began = time.perf_counter()
+
+        def progress(done: int) -> None:
+            self.report({"what": f"predict {name}", "predicted": done, "of": test.examples.height})
+
+        table = self.predictions(self.policy(model), test, name, progress)
+        if self.processes.main:
+            with atomic_file(path) as file:
+                table.write_parquet(file)
+        self.run.done(f"predict_{name}", time.perf_counter() - began)
+
+    def validate(self, policy: Policy) -> dict[str, float]:
+        table = self.predictions(policy, self.parts["validation"], "validation")
+        truth = table["rating"].to_numpy()
+        given = table["prediction"].cast(pl.Float64).fill_null(math.nan).to_numpy()
+        scored = metrics.answered(given, self.fallback)
+        return {
+            "mae": metrics.mae(truth, scored),
+            "rmse": metrics.rmse(truth, scored),
+            "parse_rate": metrics.parse_rate(given),
+            "mode_share": metrics.mode_share(given),
+        }
+
+    # --- stages ---------------------------------------------------------------------------------------------------
+
+    def settled(self, stage: str, key: str) -> bool:
+        """Whether a stage is done: in this run, or with the same inputs in the run to reuse, whose files are linked."""
+        if self.run.stage_done(stage):
+            return True
+        if self.reuse is None:
+            return False
+        info = read_json(self.reuse / "run.json")
+        if stage not in info.get("seconds", {}) or info.get("stages", {}).get(stage, {}).get("key") != key:
+            return False
+        self.say(f"{stage}: taken from {self.reuse}, which did it with the same inputs")
+        theirs, ours = (Journal(run / "metrics.jsonl", stage) for run in (self.reuse, self.run.path))
+        if self.processes.main:
+            for kind in ("models", "traces"):
+                if (self.reuse / kind / stage).is_dir():
+                    copy = _link if kind == "models" else shutil.copy2  # traces are appended to
+                    with atomic_dir(self.run.path / kind / stage) as folder:
+                        shutil.copytree(self.reuse / kind / stage, folder, copy_function=copy, dirs_exist_ok=True)
+            Samples(self.run.path, stage).adopt(self.reuse)
+            ours.forget_after(-1)
+            for line in theirs.read():
+                ours.write(**{name: value for name, value in line.items() if name != "stage"})
+        self.processes.wait()
+        self.run.stage(stage, **info["stages"][stage])
+        self.run.done(stage, info["seconds"][stage])
+        return True
+
+    def key(self, *inputs: Any) -> str:
+        """A hash of what a stage depends on: its own inputs, the data, the model, the template."""
+        m, e, r = self.recipe.model, self.recipe.evaluation, self.recipe.rollout
+        common = [
+            self.data.fingerprint,
+            m.model_dump(mode="json"),
+            r.model_dump(mode="json"),
+            e.model_dump(mode="json"),
+        ]
+        text = json.dumps([*common, self.recipe.training.seed, *inputs], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def optimise(self, stage: str, key: str, policy: Policy, make: Callable[[], Trainer], pace: Pace) -> None:
+        """Trains from the last checkpoint of the stage, if any, and leaves the best model by validation in its folder.
+
+        make: builds the trainer of `policy`.
+        """
+        journal = Journal(self.run.path / "metrics.jsonl", stage, writes=self.processes.main)
+        checkpoint = self.run.last_checkpoint(stage)
+        with self.processes.main_first():
+            journal.forget_after(self.run.step_of(checkpoint) if checkpoint else -1)
+        if checkpoint:
+            self.say(f"{stage}: from {checkpoint.name}")
+
+        def keep(step: int, validation: dict[str, float]) -> None:
+            if self.processes.main:
+                with atomic_dir(self.model_of(stage)) as folder:
+                    policy.model.save_pretrained(folder)
+                    policy.tokenizer.save_pretrained(folder)
+            self.run.stage(stage, best_step=step, best_validation=validation)
+
+        # TRL and transformers remark on each other's old names, and draw a bar for every file they write.
+        with quiet(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+            trainer = make()
+            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(ProgressCallback)
+            watch = Watch(journal, lambda: self.validate(policy), keep, self.report, pace, self.processes)
+            watch.skipped_groups = getattr(trainer, "take_skipped_groups", None)
+            trainer.add_callback(watch)
+            if not (checkpoint and (watch.over() or self.run.is_last(checkpoint))):  # else killed right after the end
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if self.processes.main:
+            Samples(self.run.path, stage).finish(max(line["step"] for line in journal.read()))
+        self.processes.wait()  # until the best model is written
+        self.run.stage(stage, key=key)
+        self.run.done(stage, watch.spent)
+
+    def finish(self, stage: str) -> None:
+        """Makes the model of `stage` the run's: the same files under another name."""
+        if self.processes.main:
+            with atomic_dir(self.run.path / "model") as folder:
+                shutil.copytree(self.model_of(stage), folder, copy_function=_link, dirs_exist_ok=True)
+        best = self.run.info["stages"][stage]
+        self.run.save(best_stage=stage, best_step=best["best_step"], best_validation=best["best_validation"])
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or none that has links
+        shutil.copy2(source, target)

@@ -1,0 +1,88 @@
+"""The rule-based teacher: well-formed on any context, deterministic, and true to what the prompt shows."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale, Template, TemplateSettings, parse
+from reczero.teachers.profile import ProfileWriter
+from reczero.teachers.teach import mentions_rating
+
+BRIEF = TemplateSettings(history=10, opinions=3, fields=("categories", "creator"), section_tokens=60)
+HISTORY = tuple(
+    HistoryEntry(Item(title, tuple(categories.split())), rating)
+    for title, categories, rating in [
+        ("Fargo", "Crime Drama", 5.0),
+        ("Speed", "Action", 2.0),
+        ("Heat", "Action Crime", 3.0),
+        ("Big", "Comedy", 4.0),
+    ]
+)
+SCREAM = Context(
+    Item("Scream", ("Horror", "Action", "Crime")), HISTORY, (Opinion(2.0), Opinion(3.0)), 3.52, 41, 3.9, 120
+)
+
+
+def test_what_it_writes_and_that_the_truth_turns_it():
+    template = Template(BRIEF)
+    writer = ProfileWriter(template, center=3.5)
+    assert writer.compose(SCREAM) == writer.compose(SCREAM)
+    own, told = (parse(writer.compose(SCREAM, truth), template) for truth in (None, 2.0))
+    for answer in (own, told):
+        user = "Gives 3.52 on average, usual; likes Drama (5) and Crime (4); less Action (2.5)."
+        assert answer.texts["analyze_user"] == user
+        assert answer.texts["analyze_item"] == "[pos] Crime (4), 3.90 from 120 ratings [neg] Action (2.5), lately 2.5"
+    fits = "About 3.8 is to be expected, and that fits. Taste is divided: Action matters less than Crime."
+    less = "About 3.8 is to be expected, but much less is due. Taste is divided: Crime matters less than Action."
+    assert (own.texts["match"], own.rating, told.texts["match"], told.rating) == (fits, 4, less, 2)
+
+
+def test_its_estimate_by_hand():
+    """The center, its two averages as far as they are to be trusted, and half the mean of Crime's and Action's lean."""
+    crime, action = (4 - 3.52) * 2 / 3, (2.5 - 3.52) * 2 / 3
+    expected = 3.5 + 0.02 * 41 / 46 + 0.4 * 120 / 125 + (crime + action) / 2 / 2
+    assert ProfileWriter(Template(BRIEF), 3.5).estimate(SCREAM) == pytest.approx(expected)
+
+
+ratings = st.integers(1, 5).map(float)
+names = st.text(max_size=12)
+items = st.builds(Item, names, st.lists(names, max_size=3).map(tuple), st.none() | names)
+contexts = st.builds(
+    Context,
+    items,
+    st.lists(st.builds(HistoryEntry, items, ratings), max_size=4).map(tuple),
+    st.lists(st.builds(Opinion, ratings), max_size=4).map(tuple),
+    st.none() | st.floats(1, 5),
+    st.integers(0, 900),
+    st.none() | st.floats(1, 5),
+    st.integers(0, 900),
+)
+
+
+@given(contexts, st.none() | ratings, st.sampled_from(["think", "single", "direct"]), st.sampled_from([4, 24, 200]))
+def test_well_formed_on_any_context(context, truth, variant, tokens):
+    settings = TemplateSettings(variant=variant, history=3, opinions=2, fields=("categories",), section_tokens=tokens)
+    template = Template(settings, Scale())
+    answer = parse(ProfileWriter(template, 3.5).compose(context, truth), template)
+    assert answer.well_formed, answer.fault
+    assert truth is None or answer.rating == truth
+    assert not any(map(mentions_rating, answer.texts.values())) or any(
+        map(mentions_rating, template.shown_labels(context.item))
+    )
+    if variant == "think":  # nothing that the prompt hides
+        assert not context.item.creator or "creator" not in answer.texts["analyze_item"]
+
+
+@given(contexts)
+def test_every_number_is_in_the_prompt_or_follows_from_it(context):
+    """Averages and counts as the prompt writes them; tastes are means of the shown ratings."""
+    template = Template(BRIEF)
+    answer = parse(ProfileWriter(template, 3.5).compose(context), template)
+    prompt = template.messages(context)[1]["content"]
+    for number in re.findall(r"\d+\.\d\d(?!\d)", answer.texts["analyze_user"].split(";")[0]):
+        assert number in prompt
+    for label, mean in re.findall(r"(Drama|Action|Crime) \((\d(?:\.\d)?)\)", " ".join(answer.texts.values())):
+        given_ = [e.rating for e in context.user_history if label in template.shown_labels(e.item)]
+        assert abs(sum(given_) / len(given_) - float(mean)) <= 0.05
