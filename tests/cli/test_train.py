@@ -12,20 +12,7 @@ import psutil
 import pytest
 
 from reczero.cli import main
-from reczero.data import PrepareSettings, prepare
-from reczero.reasoning import Scale
 from reczero.recipes import shipped
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A prepared folder of 400 ratings by 10 users."""
-    rows = [(f"u{i % 10}", f"i{(i // 10 + i % 10) % 40}", float(1 + i * i % 5), 1000 + i // 2) for i in range(400)]
-    ratings = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
-    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "title": [f"</rate> Film {i}" for i in range(40)]})
-    folder = tmp_path_factory.mktemp("prepared") / "table"
-    prepare(ratings, items, Scale(), folder, PrepareSettings(train=0.6, validation=0.2, test=0.2, min_context=1))
-    return folder
 
 
 @pytest.fixture

@@ -136,4 +136,5 @@ def test_an_unknown_recipe_names_the_known_ones():
 
 
 def test_every_key_has_its_place_in_the_schema():
-    assert set(Recipe.model_fields) == {"method", "data", "model", "rollout", "training", "evaluation"}
+    sections = {"data", "model", "rollout", "teacher", "sft", "iterate", "training", "evaluation"}
+    assert set(Recipe.model_fields) == {"method"} | sections

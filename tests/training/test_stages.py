@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from reczero.cli import main
-from reczero.data import PrepareSettings, prepare
 from reczero.errors import UserError
 from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template, TemplateSettings, parse
@@ -22,17 +21,6 @@ from reczero.rollout import Policy
 from reczero.training.session import prepared
 from reczero.training.sft import build_sft_trainer, epochs_order, tokens_of
 from reczero.training.teaching import contexts_of, teach_rows
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    """A prepared folder of 400 ratings by 10 users."""
-    rows = [(f"u{i % 10}", f"i{(i // 10 + i % 10) % 40}", float(1 + i * i % 5), 1000 + i // 2) for i in range(400)]
-    ratings = pl.DataFrame(rows, schema=["user_id", "item_id", "rating", "timestamp"], orient="row")
-    items = pl.DataFrame({"item_id": [f"i{i}" for i in range(40)], "title": [f"</rate> Film {i}" for i in range(40)]})
-    folder = tmp_path_factory.mktemp("prepared") / "table"
-    prepare(ratings, items, Scale(), folder, PrepareSettings(train=0.6, validation=0.2, test=0.2, min_context=1))
-    return folder
 
 
 @pytest.fixture
