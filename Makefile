@@ -14,7 +14,7 @@ help:  ## show this list
 demo: $(VENV)/.base  ## fetch data and model, train, compare, write runs/demo/report.html
 	$(BIN)/reczero train quickstart --out runs/demo --resume
 
-demo-recone: $(VENV)/.base  ## a cold start on a teacher's traces, then the same: runs/demo-recone/report.html (45 minutes)
+demo-recone: $(VENV)/.base  ## a cold start on a teacher's traces, then the same: runs/demo-recone/report.html
 	$(BIN)/reczero train recone --out runs/demo-recone --resume
 
 test: $(VENV)/.all  ## run the whole test suite
