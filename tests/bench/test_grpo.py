@@ -53,3 +53,13 @@ def test_bench_grpo_measures_both_and_writes_every_figure(tiny_model_dir, tmp_pa
 def test_a_model_that_is_not_there_is_told(capsys):
     assert main.run(["bench", "grpo", "--model", "./no/such"]) == 2
     assert "no such" in capsys.readouterr().err
+
+
+def test_a_sweep_measures_its_points_and_draws_them(tiny_model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("reczero.cli.bench.SWEEP", ((96, 4, True), (96, 2, False)))
+    arguments = ["bench", "grpo", "--sweep", "--model", str(tiny_model_dir), "-R", "12", "--groups", "2"]
+    files = [tmp_path / "sweep.json", tmp_path / "new" / "sweep.svg"]
+    assert main.run([*arguments, "--json", str(files[0]), "--plot", str(files[1])]) == 0
+    points = json.loads(files[0].read_text())["sweep"]
+    assert [(p["shape"]["group_size"], "step_ratio" in p) for p in points] == [(4, True), (2, False)]
+    assert "<svg" in files[1].read_text() and "2/2 prompt 96" in capsys.readouterr().out
