@@ -1,6 +1,8 @@
 """What every test may use: no network, quiet libraries, and a tiny random model that can write anything."""
 
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,19 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("prepared") / "table"
     prepare(ratings, items, Scale(), folder, PrepareSettings(train=0.6, validation=0.2, test=0.2, min_context=1))
     return folder
+
+
+def _kill_when(command: list[str], run: Path, said: str, seconds: float = 240) -> None:
+    """Starts a command that writes a run and kills it, without warning, when `said` stands in the run's metrics."""
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline, metrics = time.monotonic() + seconds, run / "metrics.jsonl"
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and said in metrics.read_text():
+                break
+            time.sleep(0.01)
+        process.kill()
+
+
+@pytest.fixture
+def kill_when():
+    return _kill_when

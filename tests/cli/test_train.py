@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -102,22 +101,12 @@ def test_lora_trains_is_kept_and_exported_merged(recipe, tmp_path, capsys):
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 
-def test_killed_at_any_moment_it_resumes_as_if_nothing_had_happened(recipe, tmp_path):
+def test_killed_at_any_moment_it_resumes_as_if_nothing_had_happened(recipe, tmp_path, kill_when):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, "-m", "reczero.cli.main", "train", str(recipe), "--out"]
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
     for step in (1, 3, 5):  # before the first checkpoint, after one, and again
-        process = subprocess.Popen(
-            [*command, str(cut), "--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 240
-        while process.poll() is None and time.monotonic() < deadline:
-            lines = (cut / "metrics.jsonl").read_text() if (cut / "metrics.jsonl").exists() else ""
-            if f'"step": {step},' in lines:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        process.wait(60)
+        kill_when([*command, str(cut), "--resume"], cut, f'"step": {step},')
     subprocess.run([*command, str(cut), "--resume"], check=True, capture_output=True)
     assert losses(cut) == losses(whole)
     for name in ("comparison.csv", "predictions/reczero.parquet", "completions.parquet"):

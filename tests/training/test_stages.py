@@ -1,11 +1,8 @@
 """The stages of RecOne and of self-iteration, with a tiny model: each learns, is done once, and resumes."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import polars as pl
@@ -73,22 +70,12 @@ def test_recone_from_a_table_to_a_report(recipe, tmp_path, capsys):
     assert "Validation error, sft" in page and "Validation error, grpo" in page and "the model after sft" in page
 
 
-def test_killed_at_any_moment_recone_resumes_as_if_nothing_had_happened(recipe, tmp_path):
+def test_killed_at_any_moment_recone_resumes_as_if_nothing_had_happened(recipe, tmp_path, kill_when):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, "-m", "reczero.cli.main", "train", str(recipe), "--out"]
     subprocess.run([*command, str(whole)], check=True, capture_output=True)
     for stage, step in (("sft", 1), ("sft", 3), ("grpo", 1), ("grpo", 3)):
-        process = subprocess.Popen(
-            [*command, str(cut), "--resume"], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
-        deadline = time.monotonic() + 200
-        while process.poll() is None and time.monotonic() < deadline:
-            text = (cut / "metrics.jsonl").read_text() if (cut / "metrics.jsonl").exists() else ""
-            if f'"stage": "{stage}", "step": {step},' in text:
-                os.kill(process.pid, signal.SIGKILL)
-                break
-            time.sleep(0.01)
-        process.wait(60)
+        kill_when([*command, str(cut), "--resume"], cut, f'"stage": "{stage}", "step": {step},')
     subprocess.run([*command, str(cut), "--resume"], check=True, capture_output=True)
     for stage in ("sft", "grpo"):
         assert lines(cut, stage) == lines(whole, stage)
