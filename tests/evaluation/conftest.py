@@ -86,6 +86,7 @@ def build_run(folder: Path, rows: int = 200, failures: int = 3, text: str = "", 
     (run / "predictions").mkdir(parents=True)
     (run / "recipe.yaml").write_text(RECIPE + (f"note: {json.dumps(text)}\n" if text else ""), encoding="utf-8")
     info = {
+        "method": "reczero",
         "versions": {"reczero": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0", "trl": "1.16.0"},
         "data": {"name": f"ml-100k {text}".strip(), "fingerprint": "9f2c" * 16},
         "scale": SCALE.to_dict(),

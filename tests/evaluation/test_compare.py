@@ -1,13 +1,16 @@
 """The comparison: its columns are a promise, and no failure may help a model."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
 
+from reczero.cli import main
 from reczero.errors import UserError
-from reczero.evaluation.compare import compare, compare_run, print_comparison, read_predictions
+from reczero.evaluation.compare import compare, compare_run, compare_stages, print_comparison, read_predictions
 from reczero.reasoning.scale import Scale
 
 COLUMNS = "model,rows,mae,mae_low,mae_high,rmse,rmse_low,rmse_high,parse_rate,mode_share"
@@ -90,6 +93,52 @@ def test_a_run_is_compared_and_recomputed_alike(
     ours = {name: read_predictions(run)[name] for name in ("untrained", "reczero")}
     direct = compare(examples, train, ours, SCALE)
     assert direct.sort("model").equals(compare_run(run).sort("model"))
+
+
+def test_runs_of_several_seeds_are_pooled(
+    make_run: Callable[..., Path], tmp_path: Path, examples: pl.DataFrame, capsys: pytest.CaptureFixture[str]
+):
+    first = make_run()
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    guess = pl.read_parquet(second / "predictions" / "reczero.parquet")
+    guess.with_columns(prediction="rating", parsed=True).write_parquet(second / "predictions" / "reczero.parquet")
+    one, both = (row(compare_run(*runs), "reczero") for runs in ((first,), (first, second)))
+    assert both["mae"] == pytest.approx(one["mae"] / 2)
+    assert both["rmse"] == pytest.approx(one["rmse"] / 2**0.5)
+    assert both["parse_rate"] == pytest.approx((1 + one["parse_rate"]) / 2)
+    untrained = row(compare_run(first), "untrained")["mae"]
+    sentence = compare_stages(first, second)[0].replace("\u2212", "-")
+    assert sentence.startswith(
+        f"reczero against untrained on 200 test rows: MAE {(one['mae'] / 2 - untrained):+.3f} (95 % interval "
+    )
+    assert sentence.endswith(f"; by run {one['mae'] - untrained:+.3f}, {-untrained:+.3f}")
+    assert main.run(["compare", str(first), str(second)]) == 0
+    shown = capsys.readouterr().out
+    assert "2 runs pooled" in shown and "reczero against untrained" in shown
+    examples.head(199).write_parquet(second / "test_examples.parquet")
+    with pytest.raises(UserError, match="its rows are not those of"):
+        compare_run(first, second)
+
+
+def test_what_a_stage_added_is_told_on_test_and_validation_rows(make_run: Callable[..., Path], examples: pl.DataFrame):
+    run = make_run()
+    shutil.copy(run / "predictions" / "untrained.parquet", run / "predictions" / "sft.parquet")
+    info = json.loads((run / "run.json").read_text())
+    stages = {"teach": {}, "sft": {"best_step": 1}, "grpo": {"best_step": 0}}
+    (run / "run.json").write_text(json.dumps(info | {"stages": stages, "best_stage": "grpo"}))
+    rows = examples.head(50).select("example_id", "user_id", "rating", parsed=True)
+    (run / "validation").mkdir()
+    rows.with_columns(prediction=pl.col("rating") + 1).write_parquet(run / "validation" / "sft.parquet")
+    rows.with_columns(prediction=pl.col("rating") + 0.5).write_parquet(run / "validation" / "grpo.parquet")
+    said = compare_stages(run)
+    assert [x.split(":")[0] for x in said] == [
+        "reczero against sft on 200 test rows",
+        "reczero against untrained on 200 test rows",
+        "grpo against sft on 50 validation rows",
+    ]
+    change = "MAE \u22120.500 (95 % interval \u22120.500 to \u22120.500), 50.0% lower (50.0% to 50.0%)"
+    assert said[2].endswith(change)
 
 
 def test_folders_that_are_no_finished_runs(tmp_path: Path, make_run: Callable[..., Path]):

@@ -89,6 +89,16 @@ def test_the_same_model_twice_differs_by_nothing():
     assert (difference.mae.value, difference.mae.low, difference.mae.high) == (0, 0, 0)
 
 
+def test_several_runs_are_pooled():
+    truth, users = np.array([1.0, 2, 3, 4]), np.array([0, 0, 1, 2])
+    runs = np.array([[1.0, 2, 3, np.nan], [2, 4, 3, 4]])
+    pooled = metrics.score(truth, {"m": runs}, users, fallback=3)["m"]
+    assert pooled.mae.value == 0.5 and pooled.rmse.value == pytest.approx(0.75**0.5)  # errors 0 0 0 1 and 1 2 0 0
+    assert pooled.parse_rate == 7 / 8 and pooled.mode_share == 2 / 8
+    twice = metrics.score(truth, {"m": np.stack([runs[0], runs[0]])}, users, fallback=3)["m"]
+    assert twice == metrics.score(truth, {"m": runs[0]}, users, fallback=3)["m"]
+
+
 def test_one_user_has_no_interval_and_no_rows_have_no_score():
     score = metrics.score(np.array([1.0, 2]), {"m": np.array([1.0, 3])}, np.array([7, 7]), 4)["m"]
     assert score.mae.value == 0.5 and np.isnan(score.mae.low) and np.isnan(score.rmse.high)

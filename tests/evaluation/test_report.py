@@ -62,7 +62,7 @@ def test_a_whole_report(make_run: Callable[..., Path]):
     assert tags.count("svg") == 5  # two curves, a heat map for each model, one histogram
     for said in (
         "Training took the average error from",
-        "Against the untrained model",
+        "reczero against untrained on 200 test rows: MAE",
         "reczero",
         "global-median",
         "smollm2-135m",
@@ -159,7 +159,7 @@ def test_a_worse_model_is_said_to_be_worse(make_run: Callable[..., Path]):
         (run / "predictions" / f"{name}.parquet").rename(run / "predictions" / f"{other}.parquet")
     text = Page(write_report(run)).text
     assert "\u00a0% more." in text
-    assert re.search(r"Against the untrained model: MAE \+.* higher", text)
+    assert re.search(r"reczero against untrained on 200 test rows: MAE \+.* higher", text)
 
 
 def test_many_examples_are_thinned_and_the_page_says_so(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):

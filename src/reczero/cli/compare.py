@@ -1,4 +1,4 @@
-"""`reczero compare`: how the models of a finished run did."""
+"""`reczero compare`: how the models of finished runs did."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,11 +6,16 @@ from typing import Annotated
 import typer
 
 
-def compare(run: Annotated[Path, typer.Argument(help="Folder of a finished run.", show_default=False)]) -> None:
-    """Print the comparison of a finished run, computed anew from its predictions.
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folder of a finished run; several (seeds of one recipe) are pooled.", show_default=False),
+    ],
+) -> None:
+    """Print the comparison of finished runs, computed anew from their predictions.
 
     Example: reczero compare runs/demo
     """
-    from reczero.evaluation.compare import compare_run, print_comparison
+    from reczero.evaluation.compare import compare_run, compare_stages, print_comparison
 
-    print_comparison(compare_run(run))
+    print_comparison(compare_run(*runs), compare_stages(*runs), len(runs))

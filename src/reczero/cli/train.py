@@ -41,7 +41,7 @@ def train(
         return
 
     from reczero.cli.progress import Progress
-    from reczero.evaluation.compare import compare_run, print_comparison
+    from reczero.evaluation.compare import compare_run, compare_stages, print_comparison
     from reczero.training.pipeline import train as run_recipe
     from reczero.training.processes import started
 
@@ -53,7 +53,7 @@ def train(
             raise
     if started()[0] > 0:  # of several processes one speaks
         return
-    print_comparison(compare_run(folder))
+    print_comparison(compare_run(folder), compare_stages(folder))
     typer.echo(f"report: {folder / 'report.html'}")
 
 

@@ -4,7 +4,8 @@ What the baselines answered is kept beside the models' answers (`predictions/*.p
 finished run can be compared and reported again without the data set.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ import polars as pl
 from reczero.errors import UserError
 from reczero.evaluation import metrics
 from reczero.evaluation.baselines import FALLBACK, is_baseline, predict_all
-from reczero.files import atomic_file
+from reczero.files import atomic_file, read_json
 from reczero.reasoning.scale import Scale
 
+UNTRAINED = "untrained"
+_SAME = ("example_id", "user_id", "rating")  # what tells whether two runs were tested on the same rows
 COLUMNS = ("model", "rows", "mae", "mae_low", "mae_high", "rmse", "rmse_low", "rmse_high", "parse_rate", "mode_share")
 
 
@@ -69,16 +72,95 @@ def finish_comparison(
     return table
 
 
-def compare_run(run: Path, *, rounds: int = metrics.ROUNDS, seed: int = metrics.SEED) -> pl.DataFrame:
-    """The comparison of a finished run, computed anew from the predictions in its folder. Raises UserError."""
-    examples = read_examples(run)
-    _require_rows(examples)
-    answers = {name: align(examples, frame, name) for name, frame in read_predictions(run).items()}
-    if FALLBACK not in answers:
-        raise UserError(
-            f"{run}: predictions/{FALLBACK}.parquet is missing, so failures cannot be scored: finish the run"
-        )
+def compare_run(*runs: Path, rounds: int = metrics.ROUNDS, seed: int = metrics.SEED) -> pl.DataFrame:
+    """The comparison of a finished run, computed anew from the predictions in its folder.
+
+    Of several runs on the same rows, such as those of several seeds: each model's errors over its answers in all.
+    Raises UserError.
+    """
+    examples, answers = _pooled(runs)
     return _table(examples, answers, rounds, seed)
+
+
+def compare_stages(*runs: Path) -> list[str]:
+    """Sentences: the last model of finished runs against what it was before, on test rows and on validation rows.
+
+    Each with the paired interval over users. Of several runs: the mean of their differences, then each. On validation
+    rows the checkpoints were chosen, of every stage alike, so what stands of them flatters. Raises UserError.
+    """
+    examples, answers = _pooled(runs)
+    fallback, path = fallback_of(answers), runs[0] / "run.json"
+    info = read_json(path) if path.is_file() else {}
+    final, *others = own_models(answers, info.get("method")) or [UNTRAINED]
+    said = [against(final, x, "test", examples, (answers[final], answers[x]), fallback) for x in others]
+    found = [{path.stem: _read(path) for path in (run / "validation").glob("*.parquet")} for run in runs]
+    stages = [name for name in info.get("stages", {}) if all(name in tables for tables in found)]
+    last = str(info.get("best_stage"))
+    if last in stages:
+        rows = _same([tables[last] for tables in found], runs)
+        given = {name: np.stack([align(rows, tables[name], name) for tables in found]) for name in stages}
+        others = [name for name in stages if name != last]
+        said += [against(last, x, "validation", rows, (given[last], given[x]), fallback) for x in others]
+    return said
+
+
+def against(
+    name: str, opponent: str, part: str, examples: pl.DataFrame, pair: tuple[np.ndarray, np.ndarray], fallback: float
+) -> str:
+    """How much less, or more, a model errs than another on the same rows of a split, in a sentence.
+
+    pair: the answers of both, each (rows,) or (runs, rows).
+    """
+    truth = examples["rating"].cast(pl.Float64).to_numpy()
+    difference = metrics.paired_difference(truth, *pair, user_codes(examples), fallback)
+    change, relative = difference.mae, difference.relative_mae
+    where = f"{name} against {opponent} on {len(truth)} {part} rows: MAE {_signed(change.value)}"
+    if math.isnan(change.low):
+        return f"{where} (too few users for an interval)"
+    said = f"{where} (95 % interval {_signed(change.low)} to {_signed(change.high)})"
+    if change.low <= 0 <= change.high:
+        said += ", no clear difference"
+    else:
+        low, high = sorted((abs(relative.low), abs(relative.high)))
+        less = "lower" if change.value < 0 else "higher"
+        said += f", {abs(relative.value):.1%} {less} ({low:.1%} to {high:.1%})"
+    if pair[0].ndim == 2 and len(pair[0]) > 1:
+        errors = [[metrics.mae(truth, metrics.answered(given, fallback)) for given in model] for model in pair]
+        said += "; by run " + ", ".join(_signed(a - b) for a, b in zip(*errors, strict=True))
+    return said
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "\u2212")
+
+
+def own_models(names: Iterable[str], method: str | None) -> list[str]:
+    """The models of a run that are no baselines: that of its method, what its stages made before, the untrained one."""
+    return sorted(
+        (name for name in names if not is_baseline(name)), key=lambda name: (name == UNTRAINED, name != method)
+    )
+
+
+def _pooled(runs: Sequence[Path]) -> tuple[pl.DataFrame, dict[str, np.ndarray]]:
+    """The test rows of the runs, and what the models answered that all of them have: name -> (runs, rows)."""
+    examples = _same([read_examples(run) for run in runs], runs)
+    _require_rows(examples)
+    frames = [read_predictions(run) for run in runs]
+    for run, found in zip(runs, frames, strict=True):
+        if FALLBACK not in found:
+            raise UserError(
+                f"{run}: predictions/{FALLBACK}.parquet is missing, so failures cannot be scored: finish the run"
+            )
+    shared = [name for name in frames[0] if all(name in found for found in frames)]
+    return examples, {name: np.stack([align(examples, found[name], name) for found in frames]) for name in shared}
+
+
+def _same(tables: Sequence[pl.DataFrame], runs: Sequence[Path]) -> pl.DataFrame:
+    """The first of the runs' tables, once all are found to have its rows."""
+    for run, table in zip(runs, tables, strict=True):
+        if not table.select(_SAME).equals(tables[0].select(_SAME)):
+            raise UserError(f"{run}: its rows are not those of {runs[0]}; compare runs of the same data and settings")
+    return tables[0]
 
 
 def _table(examples: pl.DataFrame, answers: Mapping[str, np.ndarray], rounds: int, seed: int) -> pl.DataFrame:
@@ -122,7 +204,7 @@ def user_codes(examples: pl.DataFrame) -> np.ndarray:
 
 def fallback_of(answers: Mapping[str, np.ndarray]) -> float:
     """The rating by which failures are scored: the median of the training ratings."""
-    return float(answers[FALLBACK][0])
+    return float(answers[FALLBACK].flat[0])
 
 
 def read_examples(run: Path) -> pl.DataFrame:
@@ -145,14 +227,16 @@ def write_comparison(table: pl.DataFrame, path: Path) -> None:
         table.write_csv(temporary, float_precision=6)
 
 
-def print_comparison(table: pl.DataFrame) -> None:
-    """The table on the terminal, best MAE first, our own models in bold."""
+def print_comparison(table: pl.DataFrame, stages: Sequence[str] = (), runs: int = 1) -> None:
+    """The table on the terminal, best MAE first, our own models in bold; then the sentences of `compare_stages`."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     rows = table["rows"][0] if table.height else 0
     title = f"{rows} held-out rows, 95 % intervals over users; mode: share of the commonest prediction"
+    if runs > 1:
+        title += f"; {runs} runs pooled"
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("model", no_wrap=True)
     for heading in ("MAE", "RMSE", "parsed", "mode"):
@@ -166,7 +250,10 @@ def print_comparison(table: pl.DataFrame) -> None:
             f"{row['mode_share']:.1%}",
             style=None if is_baseline(row["model"]) else "bold cyan",
         )
-    Console().print(shown)
+    console = Console()
+    console.print(shown)
+    for sentence in stages:
+        console.print(f"{sentence}.", highlight=False, markup=False, soft_wrap=True)
 
 
 def _with_interval(value: float, low: float | None, high: float | None) -> str:
@@ -174,7 +261,7 @@ def _with_interval(value: float, low: float | None, high: float | None) -> str:
 
 
 def _order(name: str) -> tuple[bool, bool, str]:
-    return is_baseline(name), name != "untrained", name
+    return is_baseline(name), name != UNTRAINED, name
 
 
 def _require_rows(examples: pl.DataFrame) -> None:

@@ -2,6 +2,9 @@
 
 A prediction is a float; NaN (or anything not finite) means "no answer". Failures are never dropped: they are scored by
 a stated fallback and counted in the parse rate, so that a model which fails looks worse, not better.
+
+Predictions are (rows,), or (runs, rows) where a model was trained several times: then every figure is over the answers
+of all runs, and the intervals, over users, are those of the mean of just these runs.
 """
 
 from collections.abc import Mapping
@@ -45,7 +48,7 @@ class Difference:
 
 
 def answered(prediction: np.ndarray, fallback: float) -> np.ndarray:
-    """(rows,) predictions with every failure replaced by the fallback."""
+    """Predictions with every failure replaced by the fallback."""
     return np.where(np.isfinite(prediction), prediction, fallback)
 
 
@@ -67,7 +70,7 @@ def parse_rate(prediction: np.ndarray) -> float:
 def mode_share(prediction: np.ndarray) -> float:
     """Share of all rows that bear the most frequent prediction: 1.0 is a model that always says the same."""
     values = np.where(np.isfinite(prediction), np.round(prediction, 6), np.nan)
-    return float(np.unique(values, return_counts=True)[1].max() / len(values))
+    return float(np.unique(values, return_counts=True)[1].max() / values.size)
 
 
 def resampled_sums(users: np.ndarray, values: np.ndarray, rounds: int = ROUNDS, seed: int = SEED) -> np.ndarray:
@@ -103,8 +106,8 @@ def score(
 ) -> dict[str, Score]:
     """Score every model on the same rows and the same draws.
 
-    truth: (rows,). predictions: name -> (rows,), NaN where there is no answer. users: (rows,). Intervals are the
-    percentiles of a cluster bootstrap. Raises ValueError when there are no rows.
+    truth: (rows,). predictions: name -> (rows,) or (runs, rows), NaN where there is no answer. users: (rows,).
+    Intervals are the percentiles of a cluster bootstrap. Raises ValueError when there are no rows.
     """
     sampled = _sampled(truth, predictions, users, fallback, rounds, seed)
     scores = {}
@@ -156,8 +159,8 @@ def _sampled(
         raise ValueError("no rows to score")
     columns = [np.ones(len(truth))]
     for prediction in predictions.values():
-        error = np.abs(answered(prediction, fallback) - truth)
-        columns += [error, error**2]
+        error = np.atleast_2d(np.abs(answered(prediction, fallback) - truth))
+        columns += [error.mean(0), (error**2).mean(0)]
     sums = resampled_sums(users, np.stack(columns, axis=1), rounds, seed)
     means = sums[:, 1:] / sums[:, :1]
     return {name: (means[:, 2 * i], np.sqrt(means[:, 2 * i + 1])) for i, name in enumerate(predictions)}

@@ -19,11 +19,19 @@ from reczero import __version__
 from reczero.errors import UserError
 from reczero.evaluation import charts, metrics
 from reczero.evaluation.baselines import FALLBACK, is_baseline
-from reczero.evaluation.compare import align, fallback_of, read_examples, read_predictions, user_codes
+from reczero.evaluation.compare import (
+    UNTRAINED,
+    against,
+    align,
+    compare_stages,
+    fallback_of,
+    own_models,
+    read_examples,
+    read_predictions,
+)
 from reczero.files import atomic_file, sha256
 from reczero.reasoning.scale import Scale
 
-UNTRAINED = "untrained"
 MOST_EXAMPLES = 1_000  # each carries its prompt: more would make a page that no phone opens
 LONG_FACT = 44  # characters
 GOOD, BAD = 0.125, 0.375  # of the scale's width: 0.5 and 1.5 points on a scale from 1 to 5
@@ -59,9 +67,8 @@ def write_report(run: Path) -> Path:
     frames = read_predictions(run)
     answers = {name: align(examples, frame, name) for name, frame in frames.items()} if examples.height else {}
     table = _comparison(run / "comparison.csv")
-    ours = [name for name in answers if not is_baseline(name)]
-    final = (recipe or {}).get("method")  # the name of the run's own model; what its stages made is named after them
-    trained = sorted((name for name in ours if name != UNTRAINED), key=lambda name: name != final)
+    ours = own_models(answers, recipe.get("method"))
+    trained = [name for name in ours if name != UNTRAINED]
     scale = Scale(**info["scale"]) if isinstance(info.get("scale"), dict) else None
     page = (
         _environment()
@@ -70,15 +77,13 @@ def write_report(run: Path) -> Path:
             run=run.resolve().name,
             facts=_facts(recipe, info),
             headline=_headline(table, trained),
-            findings=_findings(examples, table, answers, trained),
+            findings=_findings(run, examples, table, answers, trained),
             fallback=fallback_of(answers) if FALLBACK in answers else None,
             rounds=metrics.ROUNDS,
             rows=_rows(table),
             curves=_curves(run, info),
-            pictures=_pictures(examples, {name: answers[name] for name in ours}, scale),
-            island=(
-                island := _island(examples, frames, answers, [*trained, *(o for o in ours if o == UNTRAINED)], scale)
-            ),
+            pictures=_pictures(examples, {name: answers[name] for name in reversed(ours)}, scale),
+            island=(island := _island(examples, frames, answers, ours, scale)),
             shown=len(island["examples"]),
             total=examples.height,
             samples=_samples(run / "completions.parquet"),
@@ -191,62 +196,37 @@ def _headline(table: pl.DataFrame, trained: list[str]) -> str:
 
 
 def _findings(
-    examples: pl.DataFrame, table: pl.DataFrame, answers: Mapping[str, np.ndarray], trained: list[str]
+    run: Path, examples: pl.DataFrame, table: pl.DataFrame, answers: Mapping[str, np.ndarray], trained: list[str]
 ) -> list[str]:
-    """Sentences on the trained model against the untrained one, the best constant and the best baseline."""
+    """Sentences on the trained model against what it was before, the best constant and the best baseline."""
     rows = {row["model"]: row for row in table.iter_rows(named=True)}
     name = next((name for name in trained if name in rows), None)
     if name is None:
         return []
     found = []
-    baselines = sorted(
-        (row for row in rows.values() if is_baseline(row["model"])),
-        key=lambda row: (row["mae"], row["model"] != FALLBACK),  # of equals, the median is the plainer name
-    )
-    constants = [row for row in baselines if row["mode_share"] == 1]
-    opponents = [(UNTRAINED, "the untrained model")] if UNTRAINED in rows else []
-    opponents += [(stage, f"the model after {stage}") for stage in trained if stage != name]
-    opponents += [(row["model"], f"the best constant ({row['model']})") for row in constants[:1]]
-    opponents += [
-        (row["model"], f"the best baseline ({row['model']})") for row in baselines[:1] if row not in constants[:1]
-    ]
-    for opponent, called in opponents:
-        if FALLBACK in answers and opponent in answers:
-            truth = examples["rating"].cast(pl.Float64).to_numpy()
-            pair = answers[name], answers[opponent]
-            found.append(_against(name, called, truth, pair, user_codes(examples), fallback_of(answers)))
+    if FALLBACK in answers:
+        found += compare_stages(run)
+        baselines = sorted(
+            (row for row in rows.values() if row["model"] in answers and is_baseline(row["model"])),
+            key=lambda row: (row["mae"], row["model"] != FALLBACK),  # of equals, the median is the plainer name
+        )
+        constants = [row for row in baselines if row["mode_share"] == 1][:1]
+        opponents = [(row["model"], f"the best constant ({row['model']})") for row in constants]
+        opponents += [
+            (row["model"], f"the best baseline ({row['model']})") for row in baselines[:1] if row not in constants
+        ]
+        for opponent, called in opponents:
+            pair, fallback = (answers[name], answers[opponent]), fallback_of(answers)
+            found.append(against(name, called, "test", examples, pair, fallback))
     row = rows[name]
-    found.append(
+    return [f"{sentence}." for sentence in found] + [
         f"{_percent(row['parse_rate'], 1)} of its answers had a valid form; "
         f"its most frequent answer makes {_percent(row['mode_share'])} of all."
-    )
-    return found
-
-
-def _against(
-    name: str, called: str, truth: np.ndarray, pair: tuple[np.ndarray, np.ndarray], users: np.ndarray, fallback: float
-) -> str:
-    difference = metrics.paired_difference(truth, *pair, users, fallback)
-    change = difference.mae
-    if math.isnan(change.low):
-        return f"Against {called}: MAE {_signed(change.value)} (too few users for an interval)."
-    interval = f"{_signed(change.low)} to {_signed(change.high)}"
-    if change.low <= 0 <= change.high:
-        size = f"{_signed(change.value)} (95\u00a0% interval {interval})"
-        return f"Against {called}: MAE {size}, no clear difference on these rows."
-    relative = difference.relative_mae
-    low, high = sorted((abs(relative.low), abs(relative.high)))
-    direction = "lower" if change.value < 0 else "higher"
-    percent = f"{_percent(abs(relative.value))} {direction} (95\u00a0% interval {_percent(low)} to {_percent(high)})"
-    return f"Against {called}: MAE {_signed(change.value)} ({interval}), that is {percent}."
+    ]
 
 
 def _percent(share: float, places: int = 0) -> str:
     return f"{100 * share:.{places}f}\u00a0%"
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("-", "\u2212")
 
 
 def _comparison(path: Path) -> pl.DataFrame:

@@ -129,13 +129,13 @@ class ProfileWriter(Teacher):
     def _match(self, context: Context, estimate: float, rating: float) -> str:
         """The verdict, then the taste that speaks for and against it, what weighs more last."""
         touching = self._touching(context)
-        good = " and ".join([taste.name for taste in touching if taste.lean >= self._notable][:2])
-        bad = " and ".join([taste.name for taste in touching if taste.lean <= -self._notable][:2])
+        good = [taste.name for taste in touching if taste.lean >= self._notable][:2]
+        bad = [taste.name for taste in touching if taste.lean <= -self._notable][:2]
         if good and bad:
             weaker, stronger = (bad, good) if rating >= estimate else (good, bad)
-            facts = f"Taste is divided: {weaker} matters less than {stronger}"
+            facts = f"Taste is divided: {_all(weaker, 'matter')} less than {' and '.join(stronger)}"
         elif good or bad:
-            facts = f"{good or bad} speaks {'for' if good else 'against'} it"
+            facts = f"{_all(good or bad, 'speak')} {'for' if good else 'against'} it"
         else:
             facts = "Taste says little"
         return f"About {Scale.text(estimate, 1)} is to be expected, {self._verdict(rating - estimate)}. {facts}."
@@ -151,6 +151,11 @@ class ProfileWriter(Teacher):
         if abs(value - self.center) < self._notable:
             return same
         return above if value > self.center else below
+
+
+def _all(names: list[str], verb: str) -> str:
+    """Subject and verb."""
+    return f"{' and '.join(names)} {verb}" if len(names) > 1 else f"{names[0]} {verb}s"
 
 
 def _two(value: float) -> str:

@@ -57,7 +57,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
     if processes.main:
         run.begin(recipe)
         _write_test_examples(session, policy)
-    run.save(data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict())
+    run.save(
+        method=recipe.method, data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict()
+    )
     del policy
 
     session.predict_test("untrained")

@@ -86,6 +86,10 @@ class Run:
     def predictions(self, name: str) -> Path:
         return self.path / "predictions" / f"{name}.parquet"
 
+    def validation(self, stage: str) -> Path:
+        """What the model that a stage left answered on the validation rows."""
+        return self.path / "validation" / f"{stage}.parquet"
+
     def last_checkpoint(self, stage: str) -> Path | None:
         """The newest whole checkpoint of a stage: an unfinished one has another name."""
         folder = self.path / "checkpoints" / stage

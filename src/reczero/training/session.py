@@ -193,8 +193,8 @@ class Session:
                 table.write_parquet(file)
         self.run.done(f"predict_{name}", time.perf_counter() - began)
 
-    def validate(self, policy: Policy) -> dict[str, float]:
-        table = self.predictions(policy, self.parts["validation"], "validation")
+    def scores(self, table: pl.DataFrame) -> dict[str, float]:
+        """What training logs of predictions."""
         truth = table["rating"].to_numpy()
         given = table["prediction"].cast(pl.Float64).fill_null(math.nan).to_numpy()
         scored = metrics.answered(given, self.fallback)
@@ -224,6 +224,9 @@ class Session:
                     copy = _link if kind == "models" else shutil.copy2  # traces are appended to
                     with atomic_dir(self.run.path / kind / stage) as folder:
                         shutil.copytree(self.reuse / kind / stage, folder, copy_function=copy, dirs_exist_ok=True)
+            if (self.reuse / "validation" / f"{stage}.parquet").is_file():
+                with atomic_file(self.run.validation(stage)) as file:
+                    shutil.copy2(self.reuse / "validation" / f"{stage}.parquet", file)
             Samples(self.run.path, stage).adopt(self.reuse)
             ours.forget_after(-1)
             for line in theirs.read():
@@ -257,8 +260,19 @@ class Session:
         if checkpoint:
             self.say(f"{stage}: from {checkpoint.name}")
 
+        part = self.parts["validation"]
+        predicted = part.examples.clear()  # of the latest validation
+
+        def validate() -> dict[str, float]:
+            nonlocal predicted
+            predicted = self.predictions(policy, part, stage)
+            return self.scores(predicted)
+
         def keep(step: int, validation: dict[str, float]) -> None:
             if self.processes.main:
+                with atomic_file(self.run.validation(stage)) as file:
+                    columns = "example_id", "prediction", "rating", "parsed", "model", "decoding"
+                    predicted.select(columns).with_columns(part.examples["user_id"]).write_parquet(file)
                 with atomic_dir(self.model_of(stage)) as folder:
                     policy.model.save_pretrained(folder)
                     policy.tokenizer.save_pretrained(folder)
@@ -271,7 +285,7 @@ class Session:
             trainer = make()
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
-            watch = Watch(journal, lambda: self.validate(policy), keep, self.report, pace, self.processes)
+            watch = Watch(journal, validate, keep, self.report, pace, self.processes)
             watch.skipped_groups = getattr(trainer, "take_skipped_groups", None)
             trainer.add_callback(watch)
             if not (checkpoint and (watch.over() or self.run.is_last(checkpoint))):  # else killed right after the end
