@@ -34,16 +34,31 @@ def test_what_it_writes_and_that_the_truth_turns_it():
         user = "Gives 3.52 on average, usual; likes Drama (5) and Crime (4); less Action (2.5)."
         assert answer.texts["analyze_user"] == user
         assert answer.texts["analyze_item"] == "[pos] Crime (4), 3.90 from 120 ratings [neg] Action (2.5), lately 2.5"
-    fits = "About 3.8 is to be expected, and that fits. Taste is divided: Action matters less than Crime."
-    less = "About 3.8 is to be expected, but much less is due. Taste is divided: Crime matters less than Action."
+    total = "Usual 3.5, user +0.0, item +0.4, taste -0.1: about 3.8"
+    fits = f"{total}, and that fits. Taste is divided: Action matters less than Crime."
+    less = f"{total}, but much less is due. Taste is divided: Crime matters less than Action."
     assert (own.texts["match"], own.rating, told.texts["match"], told.rating) == (fits, 4, less, 2)
 
 
 def test_its_estimate_by_hand():
     """The center, its two averages as far as they are to be trusted, and half the mean of Crime's and Action's lean."""
     crime, action = (4 - 3.52) * 2 / 3, (2.5 - 3.52) * 2 / 3
-    expected = 3.5 + 0.02 * 41 / 46 + 0.4 * 120 / 125 + (crime + action) / 2 / 2
+    parts = [0.02 * 41 / 46, 0.4 * 120 / 125, (crime + action) / 2 / 2]
+    expected = 3.5 + sum(round(part, 1) for part in parts)
     assert ProfileWriter(Template(BRIEF), 3.5).estimate(SCREAM) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scale", [Scale(), Scale(0.5, 5.0, 0.5), Scale(0.0, 100.0, 1.0), Scale(0.0, 1.0, 0.05)])
+@given(st.data())
+def test_its_sum_is_true_as_it_stands(scale, data):
+    inside = st.floats(scale.min, scale.max)
+    history = tuple(HistoryEntry(e.item, data.draw(st.sampled_from(scale.grid()))) for e in HISTORY)
+    context = Context(SCREAM.item, history, (), data.draw(inside), data.draw(st.integers(1, 50)), data.draw(inside), 9)
+    template = Template(BRIEF, scale)
+    text = parse(ProfileWriter(template, data.draw(inside)).compose(context), template).texts["match"]
+    usual, *parts = map(float, re.findall(r"[+-]?\d+\.\d+", text.split(":")[0]))
+    said = float(re.search(r": about (\d+\.\d+),", text)[1])
+    assert len(parts) == 3 and said == pytest.approx(min(max(usual + sum(parts), scale.min), scale.max), abs=1e-9)
 
 
 ratings = st.integers(1, 5).map(float)

@@ -21,6 +21,7 @@ from reczero.rollout.decoder import Completion
 from reczero.rollout.frozen import States
 from reczero.training.reczero import build_trainer
 from reczero.training.session import Part, freeze_below
+from reczero.training.sft import build_sft_trainer
 
 GROUP, GROUPS, STEPS = 4, 4, 2
 LIMIT = 100  # seconds for all cases
@@ -36,18 +37,24 @@ CASES = [
     ("dr_grpo", "one idle", "dr_grpo", 150, None),
     ("frozen", "uneven", "grpo", 150, 1),
     ("unequal micro-batches", "uneven", "grpo", 4096, None),  # 8 rows in one process, 4 in the other
+    ("lora", "uneven", "grpo", 150, None),
+    ("gradient checkpointing", "uneven", "grpo", 150, None),
 ]
+LORA = {"lora": {"rank": 4, "alpha": 8}}
+MODEL = {"lora": LORA, "gradient checkpointing": {"gradient_checkpointing": True}, "sft with lora": LORA}
+SFT = ["sft", "sft with lora"]
 
 
-def recipe(loss: str, tokens: int) -> Recipe:
+def recipe(name: str, loss: str = "grpo", tokens: int = 150) -> Recipe:
     template = {"variant": "think", "section_tokens": 12, "instructions": "brief", "history": 3, "opinions": 0}
     training = {"steps": STEPS, "groups_per_step": GROUPS, "save_steps": 99, "loss": loss, "tokens_per_batch": tokens}
     return Recipe.model_validate(
         {
             "method": "reczero",
-            "model": {"dtype": "float32"},
+            "model": {"dtype": "float32"} | MODEL.get(name, {}),
             "rollout": {"guided": True, "max_tokens": 16, "group_size": GROUP, "template": template},
             "training": {**training, "learning_rate": 0.1, "schedule": "constant", "stratify": True},
+            "sft": {"steps": STEPS, "traces_per_step": 4, "traces_per_batch": 2, "schedule": "constant"},
         }
     )
 
@@ -69,7 +76,7 @@ def policy_of(folder: Path, made: Recipe) -> Policy:
 
 def make_answers(model_dir: Path) -> dict[str, list[dict]]:
     """Answers to each prompt, of unequal length and with more than one rating."""
-    policy = policy_of(model_dir, recipe("grpo", 100))
+    policy = policy_of(model_dir, recipe("answers"))
     prompts = [policy.encode(policy.template.messages(context)) for context in part().contexts]
     drawn = policy.answer(prompts, GROUP, temperature=1.3, seed=0)
     assert all(len({policy.read(c)[1].rating for c in answers}) > 1 for answers in drawn)
@@ -95,13 +102,14 @@ def run(folder: Path, name: str) -> None:
     """Trains a case of CASES on the answers of the file, and writes weights and what was logged."""
     _, useful, loss, tokens, layers = next(case for case in CASES if case[0] == name)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    made = recipe(loss, tokens)
+    made = recipe(name, loss, tokens)
     drawn = json.loads((folder / "answers.json").read_text())
     policy, out = policy_of(folder / "model", made), folder / f"{name} {processes}"
     untrained, _ = load_policy(folder / "model")
     if layers:
         freeze_below(policy.model, layers)
     trainer = build_trainer(policy, part(), made, out)
+    start = {key: weight.detach().clone() for key, weight in policy.model.named_parameters()}
     assert trainer.frozen_blocks == (1 if layers else 0)
     order = [str(policy.encode(messages)) for messages in trainer.train_dataset["prompt"]]
     moves = dict(zip(order, USEFUL[useful] * STEPS, strict=True))
@@ -125,8 +133,23 @@ def run(folder: Path, name: str) -> None:
     trainer.train()
     logged = [line for line in trainer.state.log_history if "reward" in line]
     assert trainer.accelerator.num_processes == processes and len(logged) == STEPS
-    result = {"weights": dict(policy.model.named_parameters()), "logged": logged, "passes": len(passes)}
+    result = {"start": start, "weights": dict(policy.model.named_parameters()), "logged": logged, "passes": len(passes)}
     torch.save(result, folder / f"{name} {processes} {trainer.accelerator.process_index}.pt")
+
+
+def imitate(folder: Path, name: str) -> None:
+    """The same for supervised fine-tuning, on answers of unequal length."""
+    made, rows = recipe(name), part()
+    policy = policy_of(folder / "model", made)
+    texts = [policy.template.write({"match": "so " * (3 * i % 7)}, 1 + i % 5) for i in range(len(rows.contexts))]
+    trainer = build_sft_trainer(policy, rows.contexts, texts, made, folder / name)
+    trainer.optimizer = torch.optim.SGD([p for p in trainer.model.parameters() if p.requires_grad], lr=0.1)
+    start = {key: weight.detach().clone() for key, weight in policy.model.named_parameters()}
+    trainer.train()
+    logged = [line for line in trainer.state.log_history if "loss" in line]
+    result = {"start": start, "weights": dict(policy.model.named_parameters()), "logged": logged}
+    processes, process = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    torch.save(result, folder / f"{name} {processes} {process}.pt")
 
 
 def launch(folder: Path, names: list[str]) -> str:
@@ -150,7 +173,7 @@ def runs(tiny_model_dir, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("two-processes")
     (folder / "model").symlink_to(tiny_model_dir)
     (folder / "answers.json").write_text(json.dumps(make_answers(tiny_model_dir)))
-    names, threads = [case[0] for case in CASES], torch.get_num_threads()
+    names, threads = [*(case[0] for case in CASES), *SFT], torch.get_num_threads()
     main(folder, names)
     torch.set_num_threads(threads)
     return folder, launch(folder, names)
@@ -158,17 +181,8 @@ def runs(tiny_model_dir, tmp_path_factory) -> tuple[Path, str]:
 
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
 def test_two_processes_learn_what_one_does(runs, case):
-    folder, said = runs
     name, useful, _, tokens, _ = case
-    made = [folder / f"{name} {x}.pt" for x in ("1 0", "2 0", "2 1")]
-    assert all(path.is_file() for path in made), said[-5000:]
-    one, first, second = map(torch.load, made)
-    start = dict(load_policy(folder / "model")[0].named_parameters())
-    for key, weight in one["weights"].items():
-        assert torch.equal(first["weights"][key], second["weights"][key])
-        assert torch.allclose(first["weights"][key], weight, atol=1e-6), key
-    moved = any(not torch.equal(one["weights"][key], weight) for key, weight in start.items())
-    assert moved == (useful != "all idle")
+    one, first, second = results(runs, name, moves=useful != "all idle")
     for mine, theirs in zip(one["logged"], first["logged"], strict=True):
         for key in ("loss", "reward", "reward_std", "grad_norm", "num_tokens"):
             assert mine.get(key) == pytest.approx(theirs.get(key), abs=1e-5), (key, mine, theirs)
@@ -178,10 +192,31 @@ def test_two_processes_learn_what_one_does(runs, case):
     assert [x["passes"] for x in (one, first, second)] == [STEPS * n for n in passes]
 
 
+@pytest.mark.parametrize("name", SFT)
+def test_two_processes_imitate_as_one_does(runs, name):
+    one, first, _ = results(runs, name)
+    for mine, theirs in zip(one["logged"], first["logged"], strict=True):
+        for key in ("loss", "grad_norm"):
+            assert mine[key] == pytest.approx(theirs[key], abs=1e-5), (key, mine, theirs)
+
+
+def results(runs: tuple[Path, str], name: str, moves: bool = True) -> list[dict]:
+    """Of the one process and of the two, once their weights are found to be the same and to have moved, or not."""
+    folder, said = runs
+    made = [folder / f"{name} {x}.pt" for x in ("1 0", "2 0", "2 1")]
+    assert all(path.is_file() for path in made), said[-5000:]
+    one, first, second = map(torch.load, made)
+    for key, weight in one["weights"].items():
+        assert torch.equal(first["weights"][key], second["weights"][key])
+        assert torch.allclose(first["weights"][key], weight, atol=1e-6), key
+    assert any(not torch.equal(one["weights"][key], weight) for key, weight in one["start"].items()) == moves
+    return [one, first, second]
+
+
 def main(folder: Path, names: list[str]) -> None:
     torch.set_num_threads(1)
     for name in names:
-        run(folder, name)
+        imitate(folder, name) if name in SFT else run(folder, name)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """A teacher without a model: writes the sections from statistics of what the prompt shows.
 
-Deterministic. Every number in its text can be worked out from the prompt: it counts only the history entries, fields
-and averages that the template shows.
+Deterministic. Every number in its text can be worked out from the prompt (and the usual rating, a constant): it counts
+only the history entries, fields and averages that the template shows, and its sums are true as they stand.
 """
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -46,27 +47,38 @@ class ProfileWriter(Teacher):
 
         It rates by its own estimate, on the scale's grid; or `truth`, and then the same facts are weighed towards it.
         """
-        estimate = self.estimate(context)
-        rating = truth if truth is not None else self._nearest(estimate)
+        rating = truth if truth is not None else self._nearest(self.estimate(context))
         texts = {
             "analyze_user": self._user(context),
             "analyze_item": self._item(context),
-            "match": self._match(context, estimate, rating),
+            "match": self._match(context, rating),
         }
-        texts["think"] = " ".join(texts.values())
-        limit = self.template.settings.section_tokens * (3 if self.template.settings.variant == "single" else 1)
-        return self.template.write({name: _cut(text, limit) for name, text in texts.items()}, rating)
+        return self.template.write(texts | {"think": " ".join(texts.values())}, rating)
 
     def estimate(self, context: Context) -> float:
-        """User average + item average − center + what the shown history says of the item's categories and creator.
-
-        The averages are drawn towards the center like one of five more ratings; the sum is kept within the scale.
-        """
-        means = ((context.user_avg, context.user_count), (context.item_avg, context.item_count))
-        moved = [(mean - self.center) * n / (n + 5) for mean, n in means if mean is not None]
-        leans = [taste.lean for taste in self._touching(context)]
-        total = self.center + sum(moved) + (sum(leans) / len(leans) / 2 if leans else 0)
+        """The usual rating and what user, item and taste add to it, kept within the scale."""
+        total = self._rounded(self.center) + sum(self._parts(context).values())
         return min(max(total, self.template.scale.min), self.template.scale.max)
+
+    def _parts(self, context: Context) -> dict[str, float]:
+        """What speaks for more or less than the usual rating, in points, as the text says it.
+
+        user, item: how far their averages lie from the center, drawn towards it like by five more ratings. taste: half
+        the mean of what the shown history says of the item's categories and creator.
+        """
+        means = {"user": (context.user_avg, context.user_count), "item": (context.item_avg, context.item_count)}
+        parts = {who: (mean - self.center) * n / (n + 5) for who, (mean, n) in means.items() if mean is not None}
+        if leans := [taste.lean for taste in self._touching(context)]:
+            parts["taste"] = sum(leans) / len(leans) / 2
+        return {who: self._rounded(part) for who, part in parts.items()}
+
+    @property
+    def _places(self) -> int:
+        """Decimals of what is said in points: one, or more on a scale narrower than two points."""
+        return max(1, 2 - math.ceil(math.log10(self.template.scale.width)))
+
+    def _rounded(self, points: float) -> float:
+        return round(points, self._places) + 0.0  # no negative zero
 
     # --- statistics -----------------------------------------------------------------------------------------------
 
@@ -89,7 +101,8 @@ class ProfileWriter(Teacher):
         return [taste for taste in self._tastes(context) if taste.name in here]
 
     def _nearest(self, value: float) -> float:
-        return min(self.template.scale.grid(), key=lambda rating: abs(rating - value))
+        """The nearest rating, the higher of two."""
+        return min(reversed(self.template.scale.grid()), key=lambda rating: round(abs(rating - value), 9))
 
     @property
     def _notable(self) -> float:
@@ -108,7 +121,7 @@ class ProfileWriter(Teacher):
         disliked = [str(taste) for taste in tastes if taste.lean <= -self._notable][:2]
         clauses += [f"likes {' and '.join(liked)}"] if liked else []
         clauses += [f"less {' and '.join(disliked)}"] if disliked else []
-        return "; ".join(clauses) + "."
+        return self._fitting(clauses, "; ")
 
     def _item(self, context: Context) -> str:
         """What speaks for it and against it: its categories and creator by the user's taste, then what others say."""
@@ -117,17 +130,20 @@ class ProfileWriter(Teacher):
         if context.item_avg is None:
             bad.append("nobody has rated it yet")
         else:
-            (good if context.item_avg >= self.center else bad).append(
-                f"{_two(context.item_avg)} from {context.item_count} ratings"
-            )
+            rated = f"{_two(context.item_avg)} from {context.item_count} ratings"
+            (good if context.item_avg >= self.center else bad).append(rated)
             latest = [opinion.rating for opinion in self.template.shown_opinions(context)]
             recent = sum(latest) / len(latest) if len(latest) > 1 else context.item_avg
             if abs(recent - context.item_avg) >= self._notable:
                 (good if recent > context.item_avg else bad).append(f"lately {Scale.text(recent, 1)}")
         return f"[pos] {', '.join(good) or 'little'} [neg] {', '.join(bad) or 'little'}"
 
-    def _match(self, context: Context, estimate: float, rating: float) -> str:
-        """The verdict, then the taste that speaks for and against it, what weighs more last."""
+    def _match(self, context: Context, rating: float) -> str:
+        """The sum, the verdict, then the taste that speaks for and against it, what weighs more last."""
+        estimate, parts = self.estimate(context), self._parts(context)
+        total = ", ".join(
+            [f"Usual {self._said(self.center)}", *(f"{who} {self._said(parts[who], '+')}" for who in parts)]
+        )
         touching = self._touching(context)
         good = [taste.name for taste in touching if taste.lean >= self._notable][:2]
         bad = [taste.name for taste in touching if taste.lean <= -self._notable][:2]
@@ -138,7 +154,20 @@ class ProfileWriter(Teacher):
             facts = f"{_all(good or bad, 'speak')} {'for' if good else 'against'} it"
         else:
             facts = "Taste says little"
-        return f"About {Scale.text(estimate, 1)} is to be expected, {self._verdict(rating - estimate)}. {facts}."
+        verdict = self._verdict(rating - estimate)
+        return self._fitting([f"{total}: about {self._said(estimate)}, {verdict}", facts], ". ")
+
+    def _fitting(self, clauses: list[str], joint: str) -> str:
+        """As many clauses as fit into a section (a token is a digit, a mark or a word), at least the first."""
+        kept = clauses[0]
+        for clause in clauses[1:]:
+            if len(_WORDS.findall(f"{kept}{joint}{clause}.")) > self.template.settings.section_tokens:
+                break
+            kept += f"{joint}{clause}"
+        return f"{kept}."
+
+    def _said(self, points: float, sign: str = "") -> str:
+        return f"{self._rounded(points):{sign}.{self._places}f}"
 
     def _verdict(self, distance: float) -> str:
         step = self.template.scale.width / 4  # one star of five
@@ -161,14 +190,3 @@ def _all(names: list[str], verb: str) -> str:
 def _two(value: float) -> str:
     """As the prompt writes an average."""
     return f"{value:.2f}"
-
-
-def _cut(text: str, tokens: int) -> str:
-    """As many whole clauses as take about `tokens` tokens (a digit, a mark or a word each), at least the first."""
-    parts = re.split(r"(?<=[;.,]) ", text)
-    kept = parts[0]
-    for part in parts[1:]:
-        if len(_WORDS.findall(f"{kept} {part}")) > tokens:
-            break
-        kept += f" {part}"
-    return kept.rstrip(";,") + "." if kept[-1] in ";," else kept
