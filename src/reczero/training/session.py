@@ -243,7 +243,7 @@ class Session:
             self.data.fingerprint,
             m.model_dump(mode="json"),
             r.model_dump(mode="json"),
-            e.model_dump(mode="json"),
+            e.model_dump(mode="json", exclude={"test_examples"}),
         ]
         text = json.dumps([*common, self.recipe.training.seed, *inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
