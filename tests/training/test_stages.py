@@ -67,7 +67,16 @@ def test_recone_from_a_table_to_a_report(recipe, tmp_path, capsys):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     assert not list((run / "checkpoints" / "sft").glob("checkpoint-*"))
     page = (run / "report.html").read_text()
-    assert "Validation error, sft" in page and "Validation error, grpo" in page and "the model after sft" in page
+    assert (
+        "Validation error, sft" in page
+        and "Validation error, grpo" in page
+        and "recone against sft on 12 test rows" in page
+        and "Loss, sft" in page
+    )
+    assert (
+        set(pl.read_parquet(run / "validation" / "sft.parquet")["user_id"])
+        and "grpo against sft on 6 validation rows" in said.out
+    )
 
 
 def test_killed_at_any_moment_recone_resumes_as_if_nothing_had_happened(recipe, tmp_path, kill_when):

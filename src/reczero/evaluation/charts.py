@@ -45,9 +45,9 @@ _MOST_LEVELS = 11
 NO_ANSWER = "none"
 
 
-def reward_curve(steps: Sequence[float], rewards: Sequence[float], spread: Sequence[float | None]) -> str:
-    """Mean reward of each step, the spread within its groups as a band, and a running mean to see the trend."""
-    x, y = np.asarray(steps, float), np.asarray(rewards, float)
+def step_curve(name: str, steps: Sequence[float], values: Sequence[float], spread: Sequence[float | None]) -> str:
+    """A figure (`name`: reward, loss) of each step, its spread as a band, and a running mean to see the trend."""
+    x, y = np.asarray(steps, float), np.asarray(values, float)
     band = np.asarray([np.nan if s is None else s for s in spread], float)
     window = max(1, min(25, len(x) // 6))
 
@@ -59,10 +59,10 @@ def reward_curve(steps: Sequence[float], rewards: Sequence[float], spread: Seque
             trend = np.asarray([np.nanmean(y[max(0, i - window + 1) : i + 1]) for i in range(len(y))])
             axes.plot(x, trend, color=ACCENT, linewidth=2.2, label=f"mean of {window} steps")
         _steps_axis(axes)
-        axes.set_ylabel("reward")
-        axes.legend(loc="lower right")
+        axes.set_ylabel(name)
+        axes.legend(loc="lower right" if y[-1] > y[0] else "upper right")
 
-    return _svg("reward", f"Reward over {len(x)} training steps", draw)
+    return _svg(name, f"{name.capitalize()} over {len(x)} training steps", draw)
 
 
 def validation_curve(steps: Sequence[float], errors: Sequence[float], best: float) -> str:

@@ -269,18 +269,22 @@ def _rows(table: pl.DataFrame) -> list[dict[str, Any]]:
 
 
 def _curves(run: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The reward and validation pictures of each stage, as far as metrics.jsonl has points for them."""
+    """Reward (without one: loss) and validation error of each stage, as far as metrics.jsonl has points for them."""
     lines = [line for line in _json_lines(run / "metrics.jsonl") if _number(line.get("step"))]
     stages = list(dict.fromkeys(line.get("stage") for line in lines))
     curves = []
     for stage in stages:
         own = {key: [line for line in lines if line.get("stage") == stage and _number(line.get(key))] for key in _DRAWN}
         suffix = f", {stage}" if len(stages) > 1 else ""
-        if points := list({line["step"]: line for line in own["reward"]}.values()):
+        drawn = "reward" if own["reward"] else "loss"
+        if points := list({line["step"]: line for line in own[drawn]}.values()):
             spread = [p.get("reward_std") if _number(p.get("reward_std")) else None for p in points]
-            svg = charts.reward_curve([p["step"] for p in points], [p["reward"] for p in points], spread)
-            note = "Mean reward of the sampled answers of each step."
-            curves.append({"title": f"Reward{suffix}", "svg": Markup(svg), "note": note})
+            svg = charts.step_curve(drawn, [p["step"] for p in points], [p[drawn] for p in points], spread)
+            note = {
+                "reward": "Mean reward of the sampled answers of each step.",
+                "loss": "Mean loss of the answers' tokens in each step, in nats.",
+            }[drawn]
+            curves.append({"title": f"{drawn.capitalize()}{suffix}", "svg": Markup(svg), "note": note})
         errors = {line["step"]: line["validation_mae"] for line in own["validation_mae"]}
         if errors:
             steps = sorted(errors)
@@ -293,7 +297,7 @@ def _curves(run: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
     return curves
 
 
-_DRAWN = ("reward", "validation_mae")
+_DRAWN = ("reward", "loss", "validation_mae")
 
 
 def _pictures(examples: pl.DataFrame, answers: dict[str, np.ndarray], scale: Scale | None) -> list[dict[str, Any]]:
