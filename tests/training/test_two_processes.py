@@ -141,7 +141,8 @@ def imitate(folder: Path, name: str) -> None:
     """The same for supervised fine-tuning, on answers of unequal length."""
     made, rows = recipe(name), part()
     policy = policy_of(folder / "model", made)
-    texts = [policy.template.write({"match": "so " * (3 * i % 7)}, 1 + i % 5) for i in range(len(rows.contexts))]
+    sections = dict.fromkeys(("analyze_user", "analyze_item"), "Well.")
+    texts = [policy.template.write(sections | {"match": "so " * (3 * i % 7)}, 1 + i % 5) for i in range(8)]
     trainer = build_sft_trainer(policy, rows.contexts, texts, made, folder / name)
     trainer.optimizer = torch.optim.SGD([p for p in trainer.model.parameters() if p.requires_grad], lr=0.1)
     start = {key: weight.detach().clone() for key, weight in policy.model.named_parameters()}
