@@ -247,7 +247,7 @@ def _ours(model, tokenizer, shape: Shape, steps: int, folder: str, _rows):
     class Forced(Policy):
         """Answers of just `max_tokens` tokens."""
 
-        def answer(self, prompts, answers=1, *, temperature=0.0, seed=None, states=None):
+        def answer(self, prompts, answers=1, *, temperature=0.0, seed=None, states=None, **_):
             import torch
 
             return decode(

@@ -1,21 +1,174 @@
-"""`reczero compare`: how the models of finished runs did."""
+"""`reczero compare`: how finished runs did, or anything against anything on a data set's held-out rows."""
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reczero.errors import UserError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from reczero.data import Dataset
+
 
 def compare(
-    runs: Annotated[
-        list[Path],
-        typer.Argument(help="Folder of a finished run; several (seeds of one recipe) are pooled.", show_default=False),
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            help="A prepared data set (its folder, or a name such as ml-100k); or folders of finished runs: several "
+            "(seeds of one recipe) are pooled.",
+            show_default=False,
+            metavar="DATA | RUN...",
+        ),
     ],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DATA: a language model: a run, a model folder, a hub name, smollm2-135m; or NAME=MODEL. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DATA: a baseline's name, `averages` or `all`. Repeatable.", show_default="all without --model"
+        ),
+    ] = None,
+    predictions: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="DATA: NAME=FILE, a CSV, JSON lines or Parquet with example_id and prediction. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="DATA: folder to write.", show_default="runs/compare-DATA")] = None,
+    min_user_history: Annotated[
+        int, typer.Option(min=0, help="DATA: earlier ratings of the user that a row of the main table has.")
+    ] = 5,
+    min_item_history: Annotated[int, typer.Option(min=0, help="DATA: the same of the item.")] = 5,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="DATA: choose the baselines' settings on validation rows, and keep them.")
+    ] = False,
+    refit: Annotated[
+        int, typer.Option(min=0, help="DATA: fit collaborative baselines anew so many times in the test period, too.")
+    ] = 0,
+    validation: Annotated[
+        int, typer.Option(min=0, help="DATA: validation rows that choose how a language model's number is decoded.")
+    ] = 500,
+    samples: Annotated[
+        int, typer.Option(min=0, help="DATA: also the mean and the median of so many sampled answers of a model.")
+    ] = 0,
+    probe: Annotated[
+        int, typer.Option(min=0, help="DATA: ask each language model so many rows again with what it reads altered.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="DATA: answers of a language model at a time.")] = 64,
+    rounds: Annotated[int, typer.Option(min=100, help="Draws of users for the intervals.")] = 10_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws, samples and probes.")] = 0,
+    anonymise: Annotated[
+        bool, typer.Option("--anonymise", help="DATA: numbers in place of user ids in all that is written.")
+    ] = False,
 ) -> None:
-    """Print the comparison of finished runs, computed anew from their predictions.
+    """Compare on held-out rows, with intervals and paired tests over users, and write the tables and a report.
 
-    Example: reczero compare runs/demo
+    Examples:
+
+    reczero compare ml-100k --baseline all --out runs/baselines
+
+    reczero compare data/mine --model runs/mine --predictions ours=scores.csv --baseline all
+
+    reczero compare runs/seed0 runs/seed1
     """
+    if all((Path(name) / "test_examples.parquet").is_file() and (Path(name) / "run.json").is_file() for name in what):
+        _runs([Path(name) for name in what], rounds, seed)
+        return
+    if len(what) > 1:
+        for name in what:
+            if not (Path(name) / "run.json").is_file():
+                raise UserError(f"{name}: not the folder of a finished run; give one data set, or runs only")
+    if (Path(what[0]) / "run.json").is_file() or (Path(what[0]) / "recipe.yaml").is_file():
+        _runs([Path(name) for name in what], rounds, seed)
+        return
+
+    from reczero.cli.progress import Progress
+    from reczero.evaluation.baselines import NAMES, is_average
+    from reczero.evaluation.compare import print_comparison
+    from reczero.evaluation.report import write_report
+    from reczero.evaluation.study import Plan, study, summary
+
+    wanted = baseline or (["averages"] if model else ["all"])
+    groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}
+    names = tuple(dict.fromkeys(name for given in wanted for name in groups.get(given, (given,))))
+    data = _dataset(what[0])
+    folder = out or Path("runs") / f"compare-{data.path.name}"
+    given = {name: _table(Path(file)) for name, file in map(_named_file, predictions or [])}
+    chosen = dict(map(_named_model, model or []))
+    if len(chosen) < len(model or []) or len(given) < len(predictions or []):
+        raise UserError("two entries have one name; name them, such as --model first=runs/a --model second=runs/b")
+    plan = Plan(
+        models={}, baselines=names, given=given, min_user_history=min_user_history, min_item_history=min_item_history,
+        validation=validation, refit=refit, tune=tune, rounds=rounds, seed=seed, anonymise=anonymise,
+    )  # fmt: skip
+    if chosen:
+        plan = _with_models(plan, chosen, data, batch_size, samples, probe)
+    command = "reczero " + " ".join(sys.argv[1:]) if sys.argv[1:2] == ["compare"] else None
+    with Progress() as progress:
+        try:
+            found = study(data, folder, plan, progress.say, progress.report, command)
+        except KeyboardInterrupt:
+            progress.say("interrupted; the same command goes on from here")
+            raise
+    import polars as pl
+
+    print_comparison(pl.read_csv(folder / "comparison.csv"), summary(found))
+    typer.echo(f"report: {write_report(folder)}")
+
+
+def _with_models(plan, chosen: dict[str, str], data: "Dataset", batch_size: int, samples: int, probe: int):
+    from dataclasses import replace
+
+    from reczero.machine import keep_freed_memory
+    from reczero.rollout.language_model import LanguageModel
+
+    keep_freed_memory()
+    models = {name: LanguageModel.open(where, data, batch_size) for name, where in chosen.items()}
+    return replace(plan, models=models, samples=samples, probe=probe)
+
+
+def _runs(runs: list[Path], rounds: int, seed: int) -> None:
     from reczero.evaluation.compare import compare_run, compare_stages, print_comparison
 
-    print_comparison(compare_run(*runs), compare_stages(*runs), len(runs))
+    table = compare_run(*runs, rounds=rounds, seed=seed)
+    print_comparison(table, compare_stages(*runs), len(runs))
+
+
+def _dataset(name: str) -> "Dataset":
+    """A prepared folder, or a data set by its name, prepared once in the cache."""
+    from reczero.data import PUBLISHED, SOURCES, Dataset, Origin, PrepareSettings, prepare_cached
+    from reczero.errors import unknown
+
+    if Path(name).exists() or "/" in name:
+        return Dataset.open(Path(name))
+    if name not in {**PUBLISHED, **SOURCES}:
+        raise unknown("prepared folder, run or data set", name, PUBLISHED)
+    return prepare_cached(Origin(dataset=name), PrepareSettings())
+
+
+def _named_file(text: str) -> tuple[str, str]:
+    name, sep, file = text.partition("=")
+    if not sep or not name or not file:
+        raise UserError(f"--predictions {text}: is written NAME=FILE")
+    return name, file
+
+
+def _named_model(text: str) -> tuple[str, str]:
+    name, sep, model = text.partition("=")
+    return (name, model) if sep and name and model else (Path(text).name, text)
+
+
+def _table(path: Path) -> "pl.DataFrame":
+    from reczero.evaluation.outside import read_predictions_file
+
+    return read_predictions_file(path)

@@ -12,8 +12,16 @@ def export(
 ) -> None:
     """Write the best model of a run, LoRA merged, as a folder that transformers and vLLM load.
 
+    Its reczero.json says how the model was prompted, so that `reczero compare` asks it as in training.
+
     Example: reczero export runs/demo --out models/demo
     """
     from reczero.models import export_model
+    from reczero.recipes import load_recipe
+    from reczero.rollout.language_model import write_about
 
-    typer.echo(export_model(run / "model", out))
+    recipe = load_recipe(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+    folder = export_model(run / "model", out)
+    if recipe:
+        write_about(folder, recipe)
+    typer.echo(folder)

@@ -2,7 +2,7 @@
 
 from .dataset import EXAMPLES, Dataset, Split, spread
 from .origin import About, Origin
-from .prepare import LEAKS, prepare, prepare_source
+from .prepare import LEAKS, prepare, prepare_cached, prepare_source
 from .settings import PrepareSettings, when
 from .sources import PUBLISHED, SOURCES, Published, Source
 
@@ -19,6 +19,7 @@ __all__ = [
     "Source",
     "Split",
     "prepare",
+    "prepare_cached",
     "prepare_source",
     "spread",
     "when",

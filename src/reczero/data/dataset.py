@@ -132,6 +132,14 @@ class Dataset:
         )
         return self._rows("examples", places["row_number"], columns or list(EXAMPLES))
 
+    def interactions(self, columns: Sequence[str]) -> pl.DataFrame:
+        """All kept rows by (time, user, item), only these columns."""
+        return self._collect(self._scan("interactions").select(columns))
+
+    def items(self, columns: Sequence[str]) -> pl.DataFrame:
+        """All items, only these columns."""
+        return self._collect(self._scan("items").select(columns))
+
     def example(self, example_id: str) -> pl.DataFrame:
         """The one example of that id, as a table of one row."""
         numbered = self._scan("examples").select("example_id").with_row_index("row_number")

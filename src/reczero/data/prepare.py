@@ -3,6 +3,7 @@
 Texts never stay in memory: they are staged on disk while the rows are read, and written in order of time at the end.
 """
 
+import hashlib
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import polars as pl
 
 from reczero import __version__
 from reczero.errors import UserError
-from reczero.files import atomic_dir, sha256, write_json
+from reczero.files import atomic_dir, cache_dir, sha256, write_json
 from reczero.reasoning import Scale
 
 from .context import contexts, write_examples
@@ -51,6 +52,13 @@ def prepare_source(
         except UserError:
             pass  # damaged or of an older format: made anew below
     return prepare_raw(SOURCES[source].read(given, report), out, settings, about, report)
+
+
+def prepare_cached(origin: Origin, settings: PrepareSettings, report: Report = silent) -> Dataset:
+    """As `prepare_source`, in a folder of the cache that belongs to these files and settings: prepared once."""
+    mark = hashlib.sha256(f"{origin} {settings.model_dump_json()}".encode()).hexdigest()[:8]
+    name = origin.source or Path(origin.dataset or "table").name
+    return prepare_source(origin, cache_dir() / "prepared" / f"{name}-{mark}", settings, report)
 
 
 def prepare(

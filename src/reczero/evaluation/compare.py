@@ -5,6 +5,7 @@ finished run can be compared and reported again without the data set.
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,8 +19,12 @@ from reczero.files import atomic_file, read_json
 from reczero.reasoning.scale import Scale
 
 UNTRAINED = "untrained"
+MOST_EXAMPLES = 1_000  # that a report shows: each carries its prompt, and more would make a page that no phone opens
 _SAME = ("example_id", "user_id", "rating")  # what tells whether two runs were tested on the same rows
-COLUMNS = ("model", "rows", "mae", "mae_low", "mae_high", "rmse", "rmse_low", "rmse_high", "parse_rate", "mode_share")
+COLUMNS = (
+    "model", "rows", "mae", "mae_low", "mae_high", "rmse", "rmse_low", "rmse_high", "parse_rate", "mode_share",
+    "macro_mae", "macro_rmse", "near", "pairwise", "runs", "run_sd",
+)  # fmt: skip
 
 
 def compare(
@@ -39,7 +44,8 @@ def compare(
     """
     _require_rows(examples)
     answers = {name: align(examples, frame, name) for name, frame in predictions.items()}
-    return _table(examples, answers | predict_all(train, examples, scale), rounds, seed)
+    answers |= predict_all(train, examples, scale)
+    return table_of(examples, answers, fallback_of(answers), rounds, seed)
 
 
 def finish_comparison(
@@ -79,7 +85,7 @@ def compare_run(*runs: Path, rounds: int = metrics.ROUNDS, seed: int = metrics.S
     Raises UserError.
     """
     examples, answers = _pooled(runs)
-    return _table(examples, answers, rounds, seed)
+    return table_of(examples, answers, fallback_of(answers), rounds, seed)
 
 
 def compare_stages(*runs: Path) -> list[str]:
@@ -163,17 +169,22 @@ def _same(tables: Sequence[pl.DataFrame], runs: Sequence[Path]) -> pl.DataFrame:
     return tables[0]
 
 
-def _table(examples: pl.DataFrame, answers: Mapping[str, np.ndarray], rounds: int, seed: int) -> pl.DataFrame:
+def table_of(
+    examples: pl.DataFrame, answers: Mapping[str, np.ndarray], fallback: float, rounds: int, seed: int
+) -> pl.DataFrame:
+    """One row for each model, with the columns `COLUMNS`. Shapes and meaning as in `metrics.score`."""
     truth, users = examples["rating"].cast(pl.Float64).to_numpy(), user_codes(examples)
-    scores = metrics.score(truth, answers, users, fallback_of(answers), rounds, seed)
+    scores = metrics.score(truth, answers, users, fallback, rounds, seed) if answers else {}
     rows = [
         (name, s.rows)
         + (s.mae.value, s.mae.low, s.mae.high)
         + (s.rmse.value, s.rmse.low, s.rmse.high)
         + (s.parse_rate, s.mode_share)
+        + (s.macro_mae.value, s.macro_rmse.value, s.near.value, s.pairwise.value, s.runs, s.run_sd)
         for name, s in scores.items()
     ]
-    schema = {c: pl.String if c == "model" else pl.Int64 if c == "rows" else pl.Float64 for c in COLUMNS}
+    whole = {"rows": pl.Int64, "runs": pl.Int64, "model": pl.String}
+    schema = {c: whole.get(c, pl.Float64) for c in COLUMNS}
     return pl.DataFrame(rows, schema=schema, orient="row").fill_nan(None)
 
 
@@ -221,6 +232,11 @@ def read_predictions(run: Path) -> dict[str, pl.DataFrame]:
     return {name: frames[name] for name in sorted(frames, key=_order)}
 
 
+def shown_rows(count: int) -> np.ndarray:
+    """The rows that a report shows, spread evenly."""
+    return np.unique(np.linspace(0, count - 1, min(count, MOST_EXAMPLES)).round().astype(int))
+
+
 def write_comparison(table: pl.DataFrame, path: Path) -> None:
     """Write comparison.csv, six decimals, an empty field where there is no interval."""
     with atomic_file(path) as temporary:
@@ -237,6 +253,7 @@ def print_comparison(table: pl.DataFrame, stages: Sequence[str] = (), runs: int 
     title = f"{rows} held-out rows, 95 % intervals over users; mode: share of the commonest prediction"
     if runs > 1:
         title += f"; {runs} runs pooled"
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     shown = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     shown.add_column("model", no_wrap=True)
     for heading in ("MAE", "RMSE", "parsed", "mode"):
@@ -245,12 +262,13 @@ def print_comparison(table: pl.DataFrame, stages: Sequence[str] = (), runs: int 
         shown.add_row(
             row["model"],
             _with_interval(row["mae"], row["mae_low"], row["mae_high"]),
-            _with_interval(row["rmse"], row["rmse_low"], row["rmse_high"]),
+            _with_interval(row["rmse"], row["rmse_low"], row["rmse_high"])
+            if console.width >= 90
+            else f"{row['rmse']:.3f}",
             f"{row['parse_rate']:.1%}",
             f"{row['mode_share']:.1%}",
             style=None if is_baseline(row["model"]) else "bold cyan",
         )
-    console = Console()
     console.print(shown)
     for sentence in stages:
         console.print(f"{sentence}.", highlight=False, markup=False, soft_wrap=True)

@@ -14,6 +14,7 @@ from .frozen import States
 from .guidance import Guide, Path
 from .head import at_least_float32, hidden_states, replaced_head, widen
 from .packed import packed_weights
+from .ratings import Ratings
 from .shared_prefix import Memory, Prefill, Step, shared_prefix_attention
 
 FEW = 256  # among so few allowed tokens, only their rows of the head are multiplied
@@ -31,6 +32,7 @@ class Completion:
     chosen: list[bool] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finished: bool = False
+    ratings: list[float] | None = None  # how probable each rating of the scale was, where that was asked
 
     def add(self, tokens: Sequence[int], chosen: bool, log_prob: float = 0.0) -> None:
         self.tokens += tokens
@@ -49,12 +51,17 @@ def decode(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     states: States | None = None,
+    ratings: Ratings | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[list[Completion]]:
     """`answers` completions of each prompt (token ids), greedy at temperature 0, else sampled.
 
     A free answer ends with the token `end` or unfinished after `max_tokens`; a guided one ends where its grammar ends,
-    and then gets `end` as a forced token. Rows that are finished cost nothing more. `states` is filled, if given.
+    and then gets `end` as a forced token. Rows that are finished cost nothing more. `states` is filled, if given. With
+    `ratings`, answers that come to their rating get the probability of each, given what they wrote before it. begun:
+    what the answers to each prompt begin with, as forced tokens; they must fit the grammar.
     """
+    assert not (states and ratings), "states are of what was sampled, not of what was weighed"
     was_training = model.training
     model.eval()
     try:
@@ -66,7 +73,11 @@ def decode(
             stack.enter_context(replaced_head(model, hidden_states))
             stack.enter_context(shared_prefix_attention(model))
             run = _Run(model, prompts, answers, guide, states, seen)
+            if begun:
+                run.begin([tokens for tokens in begun for _ in range(answers)])
             while run.rows:
+                if ratings:
+                    run.weigh(ratings, head, project)
                 run.extend(head, project, end, max_tokens, temperature, generator)
                 run.drop_finished(max_tokens)
                 run.feed()
@@ -122,6 +133,14 @@ class _Run:
             .to(self.model.dtype)
         )
 
+    def begin(self, begun: Sequence[Sequence[int]]) -> None:
+        """Forces these tokens, one list for each answer."""
+        for i, tokens in enumerate(begun):
+            self.completions[i].add(list(tokens), chosen=False)
+            if self.paths and tokens:
+                self.paths[i].take(list(tokens))
+        self.feed()
+
     def extend(self, head: nn.Module, project, end: int, max_tokens: int, temperature: float, generator) -> None:
         """Samples or forces what comes next in every active answer."""
         # Where an answer begins with forced tokens, the policy has no say yet.
@@ -143,6 +162,34 @@ class _Run:
             elif paths[i].done:
                 completion.add([end], chosen=False)
                 completion.finished = True
+
+    def weigh(self, ratings: Ratings, head: nn.Module, project) -> None:
+        """Notes how probable each rating is, in answers that stand before theirs."""
+        due = [j for j, i in enumerate(self.active) if ratings.due(self.completions[i].tokens)]
+        if not due:
+            return
+        rows = [j for j, i in enumerate(self.rows) if i is not None]
+
+        def score(hidden: Tensor, tokens: list[int]) -> Tensor:
+            if type(head) is not nn.Linear:
+                return at_least_float32(project(hidden))[:, tokens]
+            return at_least_float32(
+                F.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
+            )
+
+        def follow(tokens: tuple[int, ...]) -> Tensor:
+            """What is written into the memory here is overwritten by what the answer goes on with."""
+            fed = [self.fed[self.active[j]] for j in due]
+            row = torch.tensor([rows[j] for j in due for _ in tokens], device=self.device)
+            slot = torch.tensor([at + k for at in fed for k in range(len(tokens))], device=self.device)
+            column = torch.arange(len(tokens), device=self.device).repeat(len(due))
+            last = torch.arange(1, len(due) + 1, device=self.device) * len(tokens) - 1
+            step = Step(self.memory, row, slot, column, len(tokens))
+            return self._forward(list(tokens) * len(due), step, last)
+
+        chances = ratings.weigh(self.hidden[due], score, follow)
+        for j, row in zip(due, chances.tolist(), strict=True):
+            self.completions[self.active[j]].ratings = row
 
     def _force(self, path: Path, i: int) -> bool:
         """Appends the tokens that must come next; whether there were any."""

@@ -1,9 +1,12 @@
 """A language model together with the template it reasons by: contexts in, answers out."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,6 +18,7 @@ from .decoder import Completion, decode
 from .frozen import States
 from .guidance import Guide
 from .packed import packed_weights
+from .ratings import Ratings
 from .shared_prefix import cannot_share
 
 REASONING = ("analyze_user", "analyze_item", "match", "think")  # the sections of all variants
@@ -25,7 +29,9 @@ PREDICTIONS: dict[str, pl.DataType] = {
     "parsed": pl.Boolean(),
     "reasoning": pl.Struct({name: pl.String() for name in REASONING}),
     "text": pl.String(),
-    "distribution": pl.List(pl.Float64()),
+    "distribution": pl.List(pl.Float64()),  # over the scale's ratings, given the reasoning; null where it has no place
+    "tokens": pl.Int32(),  # of the answer
+    "seconds": pl.Float64(),  # of its batch, by the batch's rows
     "model": pl.String(),
     "decoding": pl.String(),
 }
@@ -50,6 +56,10 @@ class Policy:
     def guide(self) -> Guide | None:
         return Guide(self.tokenizer, self.template) if self.guided else None
 
+    @cached_property
+    def ratings(self) -> Ratings:
+        return Ratings(self.tokenizer, self.template)
+
     @property
     def longest(self) -> int:
         """The most tokens an answer can have."""
@@ -72,10 +82,14 @@ class Policy:
         temperature: float = 0.0,
         seed: int | None = None,
         states: States | None = None,
+        weigh: bool = False,
+        begun: Sequence[Sequence[int]] | None = None,
     ) -> list[list[Completion]]:
         """`answers` completions of each prompt; greedy at temperature 0. The same seed gives the same answers.
 
-        `states`, if given, is filled with what the update need not compute again; only where a prompt can be shared.
+        `states`, if given, is filled with what the update need not compute again. weigh: note how probable each rating
+        was (`Completion.ratings`). begun: what the answers to each prompt begin with. All three only where a prompt can
+        be shared.
         """
         if cannot_share(self.model):
             return self._generate(prompts, answers, temperature, seed)
@@ -91,6 +105,8 @@ class Policy:
             temperature=temperature,
             generator=generator,
             states=states,
+            ratings=self.ratings if weigh else None,
+            begun=begun,
         )
 
     @torch.no_grad()
@@ -126,17 +142,9 @@ class Policy:
         A malformed answer has a null prediction and `parsed` False; nothing is dropped. `progress` is told how many
         rows each batch was.
         """
-        prompts = [self.encode(self.template.messages(context)) for context in contexts]
-        # Prompts of like length together: less padding in the prefill.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        read: dict[int, tuple[str, Answer]] = {}
-        with packed_weights(self.model):
-            for start in range(0, len(order), batch_size):
-                batch = order[start : start + batch_size]
-                for i, (completion,) in zip(batch, self.answer([prompts[i] for i in batch]), strict=True):
-                    read[i] = self.read(completion)
-                progress(len(batch))
-        rows = [read[i] for i in range(len(prompts))]
+        made = self._complete(contexts, batch_size, progress, weigh=not cannot_share(self.model))
+        completions = [completion for (completion,), _ in made]
+        rows = [self.read(completion) for completion in completions]
         return pl.DataFrame(
             {
                 "example_id": examples["example_id"],
@@ -145,9 +153,47 @@ class Policy:
                 "parsed": [answer.well_formed for _, answer in rows],
                 "reasoning": [{key: answer.texts.get(key) for key in REASONING} for _, answer in rows],
                 "text": [text for text, _ in rows],
-                "distribution": [None] * len(rows),
+                "distribution": [completion.ratings for completion in completions],
+                "tokens": [len(completion.tokens) for completion in completions],
+                "seconds": [seconds for _, seconds in made],
                 "model": [name] * len(rows),
                 "decoding": ["greedy, guided" if self.guided else "greedy"] * len(rows),
             },
             schema=PREDICTIONS,
         )
+
+    def sample(
+        self,
+        contexts: Sequence[Context],
+        answers: int,
+        temperature: float,
+        seed: int,
+        batch_size: int = 32,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> np.ndarray:
+        """(rows, answers) ratings of sampled answers, NaN where one is malformed. batch_size counts answers."""
+        made = self._complete(
+            contexts, max(1, batch_size // answers), progress, answers=answers, temperature=temperature, seed=seed
+        )
+        given = [[self.read(completion)[1].rating for completion in completions] for completions, _ in made]
+        return np.array(given, float).reshape(len(contexts), answers)
+
+    def _complete(
+        self, contexts: Sequence[Context], batch_size: int, progress: Callable[[int], None], **how: Any
+    ) -> list[tuple[list[Completion], float]]:
+        """The answers to each context, in their order, and a row's share of its batch's seconds. how: of `answer`."""
+        prompts = [self.encode(self.template.messages(context)) for context in contexts]
+        # Prompts of like length together: less padding in the prefill.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        made: dict[int, tuple[list[Completion], float]] = {}
+        seed = how.pop("seed", None)
+        with packed_weights(self.model):
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                began = time.perf_counter()
+                drawn = None if seed is None else seed + start  # or every batch would draw alike
+                answers = self.answer([prompts[i] for i in batch], seed=drawn, **how)
+                seconds = (time.perf_counter() - began) / len(batch)
+                made.update({i: (given, seconds) for i, given in zip(batch, answers, strict=True)})
+                progress(len(batch))
+        return [made[i] for i in range(len(prompts))]

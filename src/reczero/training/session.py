@@ -19,10 +19,10 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from reczero.data import EXAMPLES, Dataset, Split, prepare_source
+from reczero.data import EXAMPLES, Dataset, Split, prepare_cached
 from reczero.errors import UserError
 from reczero.evaluation import metrics
-from reczero.files import atomic_dir, atomic_file, cache_dir, read_json
+from reczero.files import atomic_dir, atomic_file, read_json
 from reczero.models import load_policy, quiet
 from reczero.reasoning import Context, Scale, Template
 from reczero.recipes import Recipe
@@ -51,9 +51,7 @@ def prepared(recipe: Recipe) -> Dataset:
     name = recipe.data.dataset
     if recipe.data.source is None and (Path(name) / "dataset.json").is_file():
         return Dataset.open(Path(name))
-    origin, settings = recipe.data.origin, recipe.data.settings
-    mark = hashlib.sha256(f"{origin} {settings.model_dump_json()}".encode()).hexdigest()[:8]
-    return prepare_source(origin, cache_dir() / "prepared" / f"{origin.source or Path(name).name}-{mark}", settings)
+    return prepare_cached(recipe.data.origin, recipe.data.settings)
 
 
 def rows_of(

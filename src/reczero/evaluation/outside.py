@@ -1,0 +1,40 @@
+"""Predictions that were made elsewhere: a file with `example_id` and `prediction`, in one of three formats."""
+
+from pathlib import Path
+
+import polars as pl
+
+from reczero.errors import UserError
+
+_ASKS = "it takes a CSV, JSON lines or Parquet with the columns example_id and prediction"
+
+
+def read_predictions_file(path: Path) -> pl.DataFrame:
+    """example_id (str) and prediction (float, null where a row has no number), and `tokens`, `seconds` if it tells
+    them.
+
+    Raises UserError. A prediction that is no number is one row's failure, and no reason to refuse the others.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_ASKS}")
+    kind = path.suffix.lower()
+    try:
+        if kind == ".csv":
+            table = pl.read_csv(path, infer_schema=False)
+        elif kind in (".jsonl", ".ndjson", ".json"):
+            table = pl.read_ndjson(path, infer_schema_length=None)
+        elif kind in (".parquet", ".pq"):
+            table = pl.read_parquet(path)
+        else:
+            raise UserError(f"{path}: the name ends on none of .csv, .jsonl, .parquet; {_ASKS}")
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_ASKS}") from error
+    if missing := {"example_id", "prediction"} - set(table.columns):
+        raise UserError(f"{path}: no column {min(missing)!r}; {_ASKS}")
+    kept = [name for name in ("prediction", "tokens", "seconds") if name in table.columns]
+    try:
+        return table.select(pl.col("example_id").cast(pl.String), pl.col(kept).cast(pl.Float64, strict=False))
+    except pl.exceptions.PolarsError as error:
+        raise UserError(
+            f"{path}: a column holds neither text nor numbers ({str(error).splitlines()[0]}); {_ASKS}"
+        ) from error

@@ -1,0 +1,259 @@
+"""Anything against anything on held-out rows: `reczero compare DATA`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from random_data import made
+
+from reczero.cli import main
+from reczero.data import Dataset
+from reczero.evaluation import metrics
+from reczero.evaluation.study import PAIRS
+
+LIGHT = ("--rounds", "200", "--min-user-history", "2", "--min-item-history", "8")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return made(tmp_path_factory.mktemp("study"), rows=400)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RECZERO_HOME", str(tmp_path / "cache"))
+
+
+def compared(data: Dataset, out: Path, *options: str) -> pl.DataFrame:
+    assert main.run(["compare", str(data.path), "--out", str(out), *LIGHT, *options]) == 0
+    return pl.read_csv(out / "comparison.csv")
+
+
+def row(table: pl.DataFrame, name: str) -> dict:
+    return table.row(by_predicate=pl.col("model") == name, named=True)
+
+
+def test_all_baselines(data, tmp_path, capsys):
+    out = tmp_path / "out"
+    table = compared(data, out, "--refit", "3")
+    said = capsys.readouterr()
+    assert "left out: baseline narre" in said.err and "cold starts have their own table" in said.out
+    assert list(table.columns[:4]) == ["model", "rows", "mae", "mae_low"] and {"rps", "seconds"} <= set(table.columns)
+    names = set(table["model"])
+    assert {
+        "global-median",
+        "additive-rounded",
+        "average-regression",
+        "biased-mf",
+        "svd++",
+        "item-knn",
+        "user-knn",
+    } <= names
+    assert {
+        "boosting",
+        "boosting-rounded",
+        "boosting-classes",
+        "boosting-classes-median",
+        "biased-mf-refitted",
+    } <= names
+    test = data.examples("test", cold_start=None)
+    enough = test.filter(~pl.col("cold_start") & (pl.col("user_count") >= 2) & (pl.col("item_count") >= 8))
+    assert set(table["rows"]) == {enough.height} and enough.height < test.height
+    cold = pl.read_csv(out / "cold_start.csv")
+    assert set(cold["rows"]) == {test.height - enough.height} and set(cold["model"]) == names
+    # The figures are those of the predictions that lie there.
+    kept = pl.read_parquet(out / "predictions" / "svd++.parquet").join(enough, on="example_id", how="semi")
+    assert row(table, "svd++")["mae"] == pytest.approx(
+        metrics.mae(kept["rating"].to_numpy(), kept["prediction"].to_numpy()), abs=1e-6
+    )
+    found = json.loads((out / "comparison.json").read_text())
+    assert found["command"] is None and found["data"]["fingerprint"] == data.fingerprint
+    assert {s["slice"] for s in found["slices"]} >= {"true rating", "user's earlier ratings", "time", "history shown"}
+    for kind in ("true rating", "time", "user's earlier ratings"):
+        parts = [s["rows"] for s in found["slices"] if s["slice"] == kind and s["model"] == "additive"]
+        assert sum(parts) == enough.height
+    assert found["pairs"][0]["model"] == "additive-rounded" and set(found["pairs"][0]) == set(PAIRS)
+    assert found["calibration"]["boosting-classes"]["count"]
+    assert r"\toprule" in (out / "comparison.tex").read_text() and "svd++ &" in (out / "comparison.tex").read_text()
+    assert (out / "report.html").stat().st_size > 10_000
+
+
+def test_a_second_call_asks_nothing_again_and_says_the_same(data, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    first = compared(data, out, "--baseline", "biased-mf", "--baseline", "averages")
+    before = {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.parquet")}
+
+    def fail(*_):
+        raise AssertionError("fitted again")
+
+    from reczero.evaluation.baselines.collaborative import BiasedMF
+
+    with monkeypatch.context() as patched:
+        patched.setattr(BiasedMF, "fit", fail)
+        second = compared(data, out, "--baseline", "biased-mf", "--baseline", "averages")
+    assert second.drop("seconds").equals(first.drop("seconds"))
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.parquet")}
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_predictions_from_outside(data, tmp_path, kind, capsys):
+    test = data.examples("test", cold_start=None).select("example_id", prediction=pl.lit(3.0))
+    file = tmp_path / f"theirs.{kind}"
+    half = test.gather_every(2)
+    {"csv": half.write_csv, "jsonl": half.write_ndjson, "parquet": half.write_parquet}[kind](file)
+    table = compared(data, tmp_path / "out", "--predictions", f"theirs={file}", "--baseline", "global-median")
+    mine = row(table, "theirs")
+    assert mine["parse_rate"] == pytest.approx(0.5, abs=0.1) and table["model"][0] == "theirs"
+    assert "theirs against global-median" in capsys.readouterr().out
+    pairs = pl.read_csv(tmp_path / "out" / "pairs.csv")
+    assert pairs["model"].to_list() == ["theirs"] and pairs["against"].to_list() == ["global-median"]
+
+
+def test_one_that_fails_on_half_of_the_rows_is_worse_and_one_that_peeks_is_warned_of(data, tmp_path, capsys):
+    test = data.examples("test", cold_start=None).select("example_id", prediction="rating")
+    test.write_csv(tmp_path / "peeks.csv")
+    good = data.examples("test", cold_start=None).select("example_id", prediction=pl.col("user_avg").fill_null(3.0))
+    good.write_csv(tmp_path / "whole.csv")
+    good.with_columns(
+        prediction=pl.when(pl.int_range(pl.len()) % 2 == 0)
+        .then(pl.lit("n/a"))
+        .otherwise(pl.col("prediction").cast(pl.String))
+    ).write_csv(tmp_path / "half.csv")
+    given = [f"--predictions={name}={tmp_path / name}.csv" for name in ("peeks", "whole", "half")]
+    table = compared(data, tmp_path / "out", *given, "--baseline", "averages")
+    said = capsys.readouterr()
+    assert "warning: peeks: may have seen the truth" in said.err and "whole: may" not in said.err
+    assert row(table, "peeks")["mae"] == 0
+    assert row(table, "half")["parse_rate"] == pytest.approx(0.5, abs=0.1)
+    median = json.loads((tmp_path / "out" / "comparison.json").read_text())["fallback"]
+    rows = data.examples("test").filter((pl.col("user_count") >= 2) & (pl.col("item_count") >= 8))
+    kept = rows.join(
+        pl.read_csv(tmp_path / "half.csv", infer_schema=False), on="example_id", how="left", maintain_order="left"
+    )
+    scored = kept["prediction"].cast(pl.Float64, strict=False).fill_null(median).to_numpy()
+    assert row(table, "half")["mae"] == pytest.approx(metrics.mae(kept["rating"].to_numpy(), scored), abs=1e-6)
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "may have seen the truth" in report
+
+
+def test_tuned_settings_are_chosen_on_validation_and_kept(data, tmp_path, capsys):
+    from reczero.evaluation import tuning
+    from reczero.evaluation.baselines import baseline
+
+    compared(data, tmp_path / "out", "--baseline", "biased-mf", "--tune")
+    said = capsys.readouterr().err
+    kind = baseline("biased-mf")
+    tried = list(tuning.candidates(kind))
+    assert said.count("validation MAE") == len(tried)
+    chosen = tuning.stored(data)["biased-mf"]
+    assert tried[0] == {} and chosen in tried
+    train, validation = (data.examples(split, cold_start=None) for split in ("train", "validation"))
+    rows = validation.filter(~pl.col("cold_start") & (pl.col("user_count") >= 2) & (pl.col("item_count") >= 8))
+    truth, users = rows["rating"].to_numpy(), rows["user_id"].to_numpy()
+    given = [kind(**settings).fit(train, data.scale).predict(rows).prediction for settings in tried]
+    best = int(np.argmin([metrics.rmse(truth, x) for x in given]))
+    clear = metrics.paired_difference(truth, given[best], given[0], users, 3).rmse.high < 0
+    assert chosen == (tried[best] if clear else {})
+    compared(data, tmp_path / "again", "--baseline", "biased-mf")  # without --tune: what was kept
+    settings = json.loads((tmp_path / "again" / "comparison.json").read_text())["baseline_settings"]
+    assert settings == ({"biased-mf": chosen} if chosen else {})
+
+
+def test_refitted_knows_the_past_and_no_more(data, monkeypatch, tmp_path):
+    from reczero.evaluation.baselines.collaborative import BiasedMF
+
+    seen = []
+    real = BiasedMF.fit
+
+    def fit(self, train, scale):
+        seen.append(train)
+        return real(self, train, scale)
+
+    asked = []
+    predict = BiasedMF.predict
+    monkeypatch.setattr(BiasedMF, "fit", fit)
+    monkeypatch.setattr(BiasedMF, "predict", lambda self, rows: asked.append(rows) or predict(self, rows))
+    compared(data, tmp_path / "out", "--baseline", "biased-mf", "--refit", "4")
+    assert len(seen) == len(asked) == 1 + 4
+    assert seen[0].height == data.examples("train", None).height + data.examples("validation", None).height
+    for known, rows in zip(seen[1:], asked[1:], strict=True):
+        assert known["timestamp"].max() < rows["timestamp"].min() and "rating" not in rows.columns
+    assert sum(rows.height for rows in asked[1:]) == data.examples("test", None).height
+
+
+def test_a_language_model_with_all_that_can_be_asked_of_it(table, tiny_model_dir, tmp_path, capsys):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for file in tiny_model_dir.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    template = {"instructions": "brief", "history": 1, "opinions": 0, "section_tokens": 3}
+    (folder / "reczero.json").write_text(json.dumps({"rollout": {"guided": True, "template": template}}))
+    out = tmp_path / "out"
+    command = ["compare", str(table), "--model", str(folder), "--out", str(out), "--rounds", "100", "--samples", "3"]
+    command += ["--probe", "6", "--validation", "10", "--anonymise"]
+    assert main.run(command) == 0
+    said = capsys.readouterr()
+    found = json.loads((out / "comparison.json").read_text())
+    ways = {"tiny", "tiny-expected", "tiny-median", "tiny-mean-of-3", "tiny-median-of-3"}
+    assert ways <= {line["model"] for line in found["comparison"]}
+    assert set(found["decoding"]["tiny"]["validation"]) == ways and found["decoding"]["tiny"]["rows"] == 10
+    assert "is the decoding for MAE" in said.out and "how far its rating moves under probes" in said.out
+    probes = {line["probe"]: line for line in found["probes"]["tiny"]}
+    assert probes["unaltered"]["moved"] == 0 == probes["own-reasoning"]["moved"] and probes["other-user"]["rows"] == 6
+    own = row(pl.read_csv(out / "comparison.csv"), "tiny")
+    assert own["tokens"] > 10 and own["rps"] > 0
+    # No user id anywhere.
+    for path in [out / "test_examples.parquet", *(out / "predictions").glob("*.parquet")]:
+        ids = pl.read_parquet(path)["example_id"]
+        assert ids.str.starts_with("user-").all(), path
+    assert '"u1' not in (out / "report.html").read_text()
+    before = {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.parquet")}
+    assert main.run(command) == 0  # asks nothing again
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.parquet")}
+    assert json.loads((out / "comparison.json").read_text())["comparison"] == found["comparison"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--baseline", "nothing"], "no baseline 'nothing'"),
+        (["--predictions", "file.csv"], "is written NAME=FILE"),
+        (["--predictions", "a=missing.csv"], "no such file"),
+        (["--predictions", "svd++=missing.csv"], "no such file"),
+        (["--min-user-history", "9999"], "lower --min-user-history"),
+        (["--model", "no-such-run"], "no-such-run"),
+    ],
+)
+def test_mistakes_are_told(data, tmp_path, options, says, capsys):
+    assert main.run(["compare", str(data.path), "--out", str(tmp_path / "out"), *options]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("a.csv", "example_id,rating\nx,1\n", "no column 'prediction'"),
+        ("a.csv", "", "cannot be read"),
+        ("a.jsonl", "{", "cannot be read"),
+        ("a.parquet", "PAR1", "cannot be read"),
+        ("a.txt", "x", "ends on none of"),
+        ("a.csv", "example_id,prediction\nnobody:nothing,1\n", "not one example_id"),
+    ],
+)
+def test_files_that_are_no_predictions(data, tmp_path, name, content, says, capsys):
+    (tmp_path / name).write_text(content)
+    command = ["compare", str(data.path), "--out", str(tmp_path / "out"), "--predictions", f"x={tmp_path / name}"]
+    assert main.run(command) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_another_folder_is_never_written_into(data, tmp_path, capsys):
+    (tmp_path / "note.txt").write_text("mine")
+    assert main.run(["compare", str(data.path), "--out", str(tmp_path)]) == 2
+    assert "is not empty and no comparison" in capsys.readouterr().err
+    assert main.run(["compare", str(tmp_path / "nothing")]) == 2
+    assert main.run(["compare", "mI-100k"]) == 2
+    assert "did you mean ml-100k" in capsys.readouterr().err
