@@ -10,7 +10,8 @@ import polars as pl
 import pytest
 
 from reczero.errors import UserError
-from reczero.evaluation.report import MOST_EXAMPLES, write_report
+from reczero.evaluation.compare import MOST_EXAMPLES
+from reczero.evaluation.report import write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)> <b id='hostile'>&amp; ]]> <!-- \u202e evil \u2028 {{ 7 * 7 }} $x$"
 VOID = {"meta", "input", "br", "img", "path", "use", "link"}
@@ -164,7 +165,7 @@ def test_a_worse_model_is_said_to_be_worse(make_run: Callable[..., Path]):
 
 def test_many_examples_are_thinned_and_the_page_says_so(make_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch):
     assert MOST_EXAMPLES >= 200
-    monkeypatch.setattr("reczero.evaluation.report.MOST_EXAMPLES", 50)
+    monkeypatch.setattr("reczero.evaluation.compare.MOST_EXAMPLES", 50)
     page = Page(write_report(make_run()))
     assert len(page.island["examples"]) == 50 and "50 of 200" in page.text
 

@@ -73,13 +73,11 @@ def compare(
 ) -> None:
     """Compare on held-out rows, with intervals and paired tests over users, and write the tables and a report.
 
-    Examples:
+    Example: reczero compare ml-100k --baseline all --out runs/baselines
 
-    reczero compare ml-100k --baseline all --out runs/baselines
+    Example: reczero compare data/mine --model runs/mine --predictions ours=scores.csv --baseline all
 
-    reczero compare data/mine --model runs/mine --predictions ours=scores.csv --baseline all
-
-    reczero compare runs/seed0 runs/seed1
+    Example: reczero compare runs/seed0 runs/seed1
     """
     if all((Path(name) / "test_examples.parquet").is_file() and (Path(name) / "run.json").is_file() for name in what):
         _runs([Path(name) for name in what], rounds, seed)

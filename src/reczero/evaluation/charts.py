@@ -4,9 +4,11 @@ SVG instead of an embedded JavaScript library: tens of kilobytes instead of five
 The inks below are written as CSS variables, so that the pictures follow the page from light to dark.
 """
 
+import html
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -150,17 +152,63 @@ def histogram(truth: np.ndarray, predictions: dict[str, np.ndarray], levels: np.
             where = np.where(failed, len(levels), nearest(np.where(failed, levels[0], values), levels))
             shares = np.bincount(where, minlength=bins) / max(1, len(values))
             x = np.arange(bins) + (i - (len(series) - 1) / 2) * width
-            axes.bar(x, 100 * shares[:bins], width * 0.92, color=inks[i % len(inks)], label=label)
+            axes.bar(x, 100 * shares[:bins], width * 0.92, color=inks[i % len(inks)], label=_short(label, 28))
         axes.set_xticks(range(bins), [Scale.text(float(v), 1) for v in levels] + ([NO_ANSWER] if failures else []))
         axes.tick_params(axis="x", length=0)
         axes.grid(axis="x", visible=False)
         axes.set_xlabel("rating")
         axes.set_ylabel("% of rows")
+        lines = 1 if len(series) <= 4 else 2
         axes.legend(
-            loc="upper center", ncols=len(series), bbox_to_anchor=(0.5, 1.16), columnspacing=1.2, handlelength=1
+            loc="lower center",
+            ncols=-(-len(series) // lines),
+            bbox_to_anchor=(0.5, 1.0),
+            columnspacing=1.2,
+            handlelength=1,
         )
 
     return _svg("histogram", "How often each rating is given and predicted", draw)
+
+
+def by_group(kind: str, groups: Sequence[str], series: Mapping[str, Sequence[Sequence[float | None]]]) -> str:
+    """MAE of each group, from the top down, with its interval. series: model -> (MAE, low, high) of each group."""
+    inks = [ACCENT, SECOND, INK, MUTED]
+    labels = [_short(group, 24).replace(" to ", " to\n") for group in groups]  # from one date to another
+    step = 0.7 / len(series)
+
+    def draw(axes: Axes) -> None:
+        for i, (name, figures) in enumerate(series.items()):
+            mae, low, high = np.array(figures, float).T
+            y = np.arange(len(groups)) + (i - (len(series) - 1) / 2) * step
+            ink, mark = inks[i % len(inks)], "osD^v"[i % 5]
+            axes.hlines(y, low, high, color=ink, linewidth=1.6, alpha=0.55)
+            axes.plot(mae, y, mark, color=ink, markersize=5.5, label=_short(name, 28))
+        axes.set_yticks(range(len(groups)), labels)
+        axes.set_ylim(len(groups) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("MAE")
+        axes.figure.legend(loc="outside upper left", ncols=2, handlelength=1, columnspacing=1.2)
+
+    height = 0.9 + 0.22 * ((len(series) + 1) // 2) + len(groups) * (0.14 + 0.13 * len(series))
+    return _svg(f"group-{kind}", f"MAE by {html.escape(kind)}", draw, height)
+
+
+def reliability(name: str, forecast: Sequence[float], observed: Sequence[float], count: Sequence[float]) -> str:
+    """How often came true what was forecast with a probability; the larger a dot, the more forecasts it stands for."""
+    shares = np.asarray(count, float) / max(1.0, float(np.sum(count)))
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 100], [0, 100], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
+        x, y = 100 * np.asarray(forecast, float), 100 * np.asarray(observed, float)
+        axes.plot(x, y, color=ACCENT, linewidth=1.4, alpha=0.6)
+        axes.scatter(x, y, 16 + 340 * shares, color=ACCENT, linewidths=0, zorder=3)
+        axes.set_xlim(-3, 103)
+        axes.set_ylim(-3, 103)
+        axes.set_xlabel("forecast, %")
+        axes.set_ylabel("came true, %")
+
+    return _svg(f"reliability-{name}", f"Reliability of the probabilities of {html.escape(name)}", draw, height=3.6)
 
 
 def rating_levels(values: np.ndarray, scale: Scale | None) -> np.ndarray:
@@ -180,6 +228,12 @@ def nearest(values: np.ndarray, levels: np.ndarray) -> np.ndarray:
     return np.searchsorted((levels[1:] + levels[:-1]) / 2, values, side="right")
 
 
+def _short(text: str, most: int) -> str:
+    """On one line; what is left out stands in the table beside the picture."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}\u2026"
+
+
 def _steps_axis(axes: Axes) -> None:
     axes.set_xlabel("step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7, steps=[1, 2, 5, 10]))
@@ -187,7 +241,8 @@ def _steps_axis(axes: Axes) -> None:
 
 def _svg(key: str, label: str, draw: Any, height: float = 3.2) -> str:
     """Draw on a fresh figure; `key` keeps the ids of several pictures in one page apart."""
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}):
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # the reader's own fonts write the text
         figure = Figure(figsize=(5.4, height), layout="constrained")
         draw(figure.add_subplot())
         buffer = io.StringIO()

@@ -1,8 +1,5 @@
 """One HTML file that tells what was run and what came of it. Offline, self-contained, safe with hostile text."""
 
-import base64
-import hashlib
-import html
 import json
 import math
 from collections.abc import Mapping
@@ -12,10 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from reczero import __version__
 from reczero.errors import UserError
 from reczero.evaluation import charts, metrics
 from reczero.evaluation.baselines import FALLBACK, is_baseline
@@ -29,13 +24,10 @@ from reczero.evaluation.compare import (
     read_examples,
     read_predictions,
 )
-from reczero.files import atomic_file, sha256
+from reczero.evaluation.page import island, json_of, main_rows, parquet_of, percent, pictures, write_page
+from reczero.evaluation.study_report import write_study_report
 from reczero.reasoning.scale import Scale
 
-MOST_EXAMPLES = 1_000  # each carries its prompt: more would make a page that no phone opens
-LONG_FACT = 44  # characters
-GOOD, BAD = 0.125, 0.375  # of the scale's width: 0.5 and 1.5 points on a scale from 1 to 5
-_SECTIONS = {"analyze_user": "The user", "analyze_item": "The item", "match": "How they fit", "think": "Thoughts"}
 _KEY_SETTINGS = {  # shown at the top when a recipe has them; all others stand at the foot
     "training.steps": "steps at most",
     "training.minutes": "minutes at most",
@@ -53,13 +45,16 @@ _KEY_SETTINGS = {  # shown at the top when a recipe has them; all others stand a
 }
 
 
-def write_report(run: Path) -> Path:
-    """Write `report.html` into a run folder from what lies there, and return its path.
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into the folder of a run or of a comparison from what lies there, and return its path.
 
-    Needs the folder of a run (`recipe.yaml` or `run.json`); everything else may be missing, and the report says so.
-    Raises UserError for anything unreadable.
+    Needs `comparison.json`, or `recipe.yaml` or `run.json` of a run; everything else may be missing, and the report
+    says so. Raises UserError for anything unreadable.
     """
-    recipe, info = _yaml(run / "recipe.yaml"), _json(run / "run.json")
+    if (folder / "comparison.json").is_file():
+        return write_study_report(folder)
+    run = folder
+    recipe, info = _yaml(run / "recipe.yaml"), json_of(run / "run.json")
     if recipe is None and info is None:
         raise UserError(f"{run}: not the folder of a run (no recipe.yaml, no run.json); give one such as runs/demo")
     recipe, info = recipe or {}, info or {}
@@ -70,59 +65,29 @@ def write_report(run: Path) -> Path:
     ours = own_models(answers, recipe.get("method"))
     trained = [name for name in ours if name != UNTRAINED]
     scale = Scale(**info["scale"]) if isinstance(info.get("scale"), dict) else None
-    page = (
-        _environment()
-        .get_template("report.html")
-        .render(
-            run=run.resolve().name,
-            facts=_facts(recipe, info),
-            headline=_headline(table, trained),
-            findings=_findings(run, examples, table, answers, trained),
-            fallback=fallback_of(answers) if FALLBACK in answers else None,
-            rounds=metrics.ROUNDS,
-            rows=_rows(table),
-            curves=_curves(run, info),
-            pictures=_pictures(examples, {name: answers[name] for name in reversed(ours)}, scale),
-            island=(island := _island(examples, frames, answers, ours, scale)),
-            shown=len(island["examples"]),
-            total=examples.height,
-            samples=_samples(run / "completions.parquet"),
-            settings=(run / "recipe.yaml").read_text(encoding="utf-8") if recipe else "",
-            info=json.dumps(info, indent=2, ensure_ascii=False) if info else "",
-            hashes=_hashes(run),
-            version=__version__,
-            long_fact=LONG_FACT,
-            **_assets(),
-        )
+    files = ["recipe.yaml", "test_examples.parquet", "comparison.csv"]
+    settings = [("Recipe, as resolved", (run / "recipe.yaml").read_text(encoding="utf-8"))] if recipe else []
+    if info:
+        settings.append(("Run: versions, data, seconds", json.dumps(info, indent=2, ensure_ascii=False)))
+    return write_page(
+        run,
+        [*(run / name for name in files), *sorted(run.glob("predictions/*"))],
+        _facts(recipe, info),
+        study=None,
+        warnings=[],
+        headline=_headline(table, trained),
+        findings=_findings(run, examples, table, answers, trained),
+        fallback=fallback_of(answers) if FALLBACK in answers else None,
+        rounds=metrics.ROUNDS,
+        rows=main_rows(table.to_dicts()),
+        curves=_curves(run, info),
+        pictures=pictures(examples, {name: answers[name] for name in reversed(ours)}, scale),
+        island=(browsed := island(examples, frames, answers, ours, scale)),
+        shown=len(browsed["examples"]),
+        total=examples.height,
+        samples=_samples(run / "completions.parquet"),
+        settings=settings,
     )
-    target = run / "report.html"
-    with atomic_file(target) as temporary:
-        temporary.write_text(page, encoding="utf-8")
-    return target
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("reczero.evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False, "allow_nan": False}  # sections keep their order
-    return environment
-
-
-def _assets() -> dict[str, Any]:
-    """Style, script, and the script's hash: the page's own policy lets no other script run, and nothing be loaded."""
-    folder = Path(__file__).parent / "templates"
-    script = (folder / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return {
-        "style": Markup((folder / "report.css").read_text(encoding="utf-8")),
-        "script": Markup(script),
-        "script_hash": f"sha256-{digest}",
-    }
 
 
 # What was run -------------------------------------------------------------------------------------------------------
@@ -141,8 +106,7 @@ def _facts(recipe: Mapping[str, Any], info: Mapping[str, Any]) -> list[tuple[str
     versions = info.get("versions")
     if isinstance(versions, dict):
         candidates.append(("versions", ", ".join(f"{name} {value}" for name, value in versions.items())))
-    facts = [(name, _plain(value)) for name, value in candidates if value is not None]
-    return sorted(facts, key=lambda fact: len(fact[1]) > LONG_FACT)  # the long ones take a line each, at the end
+    return [(name, _plain(value)) for name, value in candidates if value is not None]
 
 
 def _setting(recipe: Mapping[str, Any], path: str) -> Any:
@@ -191,7 +155,7 @@ def _headline(table: pl.DataFrame, trained: list[str]) -> str:
     before = by_name[UNTRAINED]["mae"]
     if round(before, 2) == round(now, 2):
         return f"Training left the average error where it was: {now:.2f} rating points."
-    change = f", {_percent(abs(now - before) / before)} {'less' if now < before else 'more'}" if before else ""
+    change = f", {percent(abs(now - before) / before)} {'less' if now < before else 'more'}" if before else ""
     return f"Training took the average error from {before:.2f} to {now:.2f} rating points{change}."
 
 
@@ -220,13 +184,9 @@ def _findings(
             found.append(against(name, called, "test", examples, pair, fallback))
     row = rows[name]
     return [f"{sentence}." for sentence in found] + [
-        f"{_percent(row['parse_rate'], 1)} of its answers had a valid form; "
-        f"its most frequent answer makes {_percent(row['mode_share'])} of all."
+        f"{percent(row['parse_rate'], 1)} of its answers had a valid form; "
+        f"its most frequent answer makes {percent(row['mode_share'])} of all."
     ]
-
-
-def _percent(share: float, places: int = 0) -> str:
-    return f"{100 * share:.{places}f}\u00a0%"
 
 
 def _comparison(path: Path) -> pl.DataFrame:
@@ -236,36 +196,6 @@ def _comparison(path: Path) -> pl.DataFrame:
         return pl.read_csv(path)
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: not a readable CSV; finish the run again to rewrite it") from error
-
-
-def _rows(table: pl.DataFrame) -> list[dict[str, Any]]:
-    """Rows of the comparison, best MAE first, each with its whiskers' places in percent of a common axis.
-
-    One very bad model (the untrained one, as a rule) would squeeze all others together, so the axis ends at three times
-    the reach of the better half and what lies beyond is an arrow at its edge.
-    """
-    rows = table.sort("mae", maintain_order=True).to_dicts()
-    for metric in ("mae", "rmse"):
-        ends = [
-            [row[key] for key in (metric, f"{metric}_low", f"{metric}_high") if row.get(key) is not None]
-            for row in rows
-        ]
-        ends.sort(key=max)
-        low = min((min(values) for values in ends), default=0.0)
-        half = max((max(values) for values in ends[: (len(ends) + 1) // 2]), default=1.0)
-        width = max(min(max((max(values) for values in ends), default=1.0) - low, 3 * (half - low)), 1e-9)
-
-        def place(value: float, low: float = low, width: float = width) -> float:
-            return round(2 + 92 * min(1.0, (value - low) / width), 2)
-
-        constants = [row[metric] for row in rows if is_baseline(row["model"]) and row["mode_share"] == 1]
-        for row in rows:
-            left, right = row[f"{metric}_low"], row[f"{metric}_high"]
-            beyond = row[metric] > low + width
-            row[f"{metric}_at"] = None if beyond else place(row[metric])
-            row[f"{metric}_span"] = None if left is None else (place(left), round(place(right) - place(left), 2))
-            row[f"{metric}_mark"] = place(min(constants)) if constants else None
-    return [row | {"ours": not is_baseline(row["model"])} for row in rows]
 
 
 def _curves(run: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -300,80 +230,14 @@ def _curves(run: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
 _DRAWN = ("reward", "loss", "validation_mae")
 
 
-def _pictures(examples: pl.DataFrame, answers: dict[str, np.ndarray], scale: Scale | None) -> list[dict[str, Any]]:
-    if examples.is_empty() or not answers:
-        return []
-    truth = examples["rating"].cast(pl.Float64).to_numpy()
-    levels = charts.rating_levels(np.concatenate([truth, *answers.values()]), scale)
-    note = "Rows by true and predicted rating, shaded by the share within each true rating; framed: right on."
-    pictures = [
-        {
-            "title": name,
-            "svg": Markup(charts.heat_map(html.escape(name), truth, given, levels, name != UNTRAINED)),
-            "note": note,
-        }
-        for name, given in answers.items()
-    ]
-    svg = charts.histogram(truth, answers, levels)
-    note = "A model that says one rating to everybody shows as a single tall bar."
-    return [*pictures, {"title": "All ratings", "svg": Markup(svg), "note": note}]
-
-
 # What it said -------------------------------------------------------------------------------------------------------
-
-
-def _island(
-    examples: pl.DataFrame,
-    frames: Mapping[str, pl.DataFrame],
-    answers: Mapping[str, np.ndarray],
-    ours: list[str],
-    scale: Scale | None,
-) -> dict[str, Any]:
-    """The browsable examples as plain data for the page's script; never markup."""
-    truth = examples["rating"].cast(pl.Float64).to_numpy() if examples.height else np.zeros(0)
-    levels = charts.rating_levels(np.concatenate([truth, *(answers[name] for name in ours)]), scale)
-    width = float(levels[-1] - levels[0])
-    island: dict[str, Any] = {
-        "models": ours,
-        "min": float(levels[0]),
-        "max": float(levels[-1]),
-        "good": GOOD * width,
-        "bad": BAD * width,
-        "fallback": fallback_of(answers) if FALLBACK in answers else None,
-        "sections": _SECTIONS,
-        "examples": [],
-    }
-    if examples.is_empty() or not ours:
-        return island
-    chosen = np.unique(np.linspace(0, examples.height - 1, min(examples.height, MOST_EXAMPLES)).round().astype(int))
-    said = {name: {str(row["example_id"]): row for row in frames[name].iter_rows(named=True)} for name in ours}
-    for index, example in zip(chosen, examples[chosen.tolist()].iter_rows(named=True), strict=True):
-        given = {}
-        for name in ours:
-            row = said[name].get(str(example["example_id"]), {})
-            value = answers[name][index]
-            given[name] = {
-                "rating": float(value) if np.isfinite(value) else None,
-                "reasoning": {key: text for key, text in (row.get("reasoning") or {}).items() if text},
-                "text": row.get("text"),
-            }
-        fields = ("user_id", "timestamp", "user_avg", "item_avg", "user_count", "item_count", "prompt")
-        island["examples"].append(
-            {key: example.get(key) for key in fields}
-            | {
-                "title": example.get("title") or example.get("item_id"),
-                "truth": float(example["rating"]),
-                "given": given,
-            }
-        )
-    return _finite(island)
 
 
 def _samples(path: Path) -> list[dict[str, Any]]:
     """A few answers sampled in training, from the first step to the last: how the policy's words changed."""
     if not path.is_file():
         return []
-    frame = _parquet(path)
+    frame = parquet_of(path)
     if frame.is_empty() or not {"step", "text"} <= set(frame.columns):
         return []
     order = ["stage", "step"] if "stage" in frame.columns else ["step"]
@@ -383,27 +247,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     return [{key: row.get(key) for key in fields} for row in firsts[chosen.tolist()].iter_rows(named=True)]
 
 
-def _hashes(run: Path) -> list[tuple[str, str]]:
-    """(file, SHA-256) of the data that the report rests on."""
-    files = [
-        run / "recipe.yaml",
-        run / "test_examples.parquet",
-        run / "comparison.csv",
-        *sorted(run.glob("predictions/*")),
-    ]
-    return [(str(file.relative_to(run)), sha256(file)) for file in files if file.is_file()]
-
-
 # Reading ------------------------------------------------------------------------------------------------------------
-
-
-def _finite(value: Any) -> Any:
-    """The same structure with None for every number that JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> bool:
@@ -417,16 +261,6 @@ def _yaml(path: Path) -> dict[str, Any] | None:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable recipe; restore it or run the training again") from error
-    return content if isinstance(content, dict) else {}
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON; restore it or run the training again") from error
     return content if isinstance(content, dict) else {}
 
 
@@ -444,10 +278,3 @@ def _json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict):
             lines.append(line)
     return lines
-
-
-def _parquet(path: Path) -> pl.DataFrame:
-    try:
-        return pl.read_parquet(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path}: not a readable Parquet file; remove it and write the report again") from error

@@ -27,7 +27,7 @@ from reczero.files import atomic_file, read_json, write_json, writing
 from reczero.reasoning.scale import Scale
 
 from . import metrics, tuning
-from .baselines import FALLBACK, NAMES, REFITTED, baseline, forms, is_baseline, median_of
+from .baselines import FALLBACK, MEDIAN, NAMES, REFITTED, baseline, forms, is_baseline, median_of
 from .compare import align, shown_rows, table_of, user_codes, write_comparison
 from .features import with_features
 from .predictor import Baseline, Forecast
@@ -101,7 +101,7 @@ class Plan:
         for name in (*self.models, *self.given):
             if not _NAME.fullmatch(name):
                 raise UserError(f"name {name!r}: letters, digits and . _ + - only, such as --predictions mine=FILE")
-            if is_baseline(name):
+            if is_baseline(name) or is_baseline(f"{name}{MEDIAN}"):
                 raise UserError(f"name {name!r}: is a baseline's; choose another, such as --predictions mine=FILE")
         if twice := set(self.models) & set(self.given):
             raise UserError(f"name {min(twice)!r}: stands for two entries; name one of them, such as mine=FILE")
@@ -395,7 +395,10 @@ class _Study:
         inside = {name: given[self.main] for name, given in answers.items()}
         self._check_leaks(main, inside, ours)
         self.say(f"{plan.rounds:,} draws of users for every interval")
-        pairs = self._pairs(main, inside, ours)
+        # Of each model its number, and what validation chose: the fewer the pairs, the less must be corrected for.
+        chosen = {way for decoding in self.decoding.values() for way in decoding["best"].values()}
+        tested = [name for name in ours if name in (*plan.models, *plan.given) or name in chosen]
+        pairs = self._pairs(main, {n: x for n, x in inside.items() if n not in ours or n in tested}, tested)
         lists = self.data.items(("item_id", "categories"))
         shown = main.with_columns(shown=pl.min_horizontal("user_count", self.data.info["settings"]["history"]))
         cut = sliced(shown, inside, self.median, lists, min(plan.rounds, SLICE_ROUNDS), plan.seed)
@@ -457,7 +460,8 @@ class _Study:
         by_name = {name: entry for entry in self.entries.values() for name in entry.given}
         for name in table["model"]:
             entry = by_name[name]
-            distribution = entry.distribution
+            sampled = re.search(r"-of-\d+$", name)  # of other answers than the one that was weighed and timed
+            distribution = None if sampled else entry.distribution
             if distribution is None:
                 further["rps"].append(None)
                 further["calibration_error"].append(None)
@@ -466,7 +470,7 @@ class _Study:
                 further["rps"].append(float(metrics.ranked_probability_score(truth, known, grid).mean()))
                 further["calibration_error"].append(metrics.calibration(truth, known, grid).error)
             for cost, value in entry.costs.items():
-                further[cost].append(value)
+                further[cost].append(None if sampled else value)
         return table.with_columns(**{name: pl.Series(values, dtype=pl.Float64) for name, values in further.items()})
 
     def _answered(self, distribution: np.ndarray) -> np.ndarray:
@@ -515,7 +519,7 @@ def decoded(name: str, forecast: Forecast, scale: Scale) -> dict[str, np.ndarray
     given = {name: forecast.prediction}
     if forecast.distribution is not None:
         given[f"{name}{EXPECTED}"] = forecast.distribution @ np.asarray(scale.grid())
-        given[f"{name}-median"] = median_of(forecast.distribution, scale)
+        given[f"{name}{MEDIAN}"] = median_of(forecast.distribution, scale)
     return given
 
 

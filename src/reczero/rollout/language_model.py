@@ -3,6 +3,7 @@ prompt."""
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Self
@@ -91,7 +92,8 @@ class LanguageModel(Predictor):
         return cls(open_policy(name, data.scale), data, key, batch_size, rollout.temperature)
 
     def table(self, examples: pl.DataFrame, progress: Callable[[int], None] = lambda done: None) -> pl.DataFrame:
-        """The policy's greedy predictions (columns `PREDICTIONS`), a row for each example, in their order."""
+        """The policy's greedy predictions (columns `PREDICTIONS`, and `seconds`: a row's share), a row for each
+        example, in their order."""
         done = 0
 
         def moved(count: int) -> None:
@@ -99,12 +101,14 @@ class LanguageModel(Predictor):
             done += count
             progress(done)
 
-        parts = [pl.DataFrame(schema=PREDICTIONS)]
+        parts = [pl.DataFrame(schema=PREDICTIONS | {"seconds": pl.Float64()})]
         for start in range(0, examples.height, PORTION):
             part = examples[start : start + PORTION]
             contexts = self.data.contexts(self._whole(part))
+            began = time.perf_counter()
             rated = part if "rating" in part.columns else part.with_columns(rating=pl.lit(None, pl.Float64))
-            parts.append(self.policy.predict(rated, contexts, self.name, self.batch_size, moved))
+            table = self.policy.predict(rated, contexts, self.name, self.batch_size, moved)
+            parts.append(table.with_columns(seconds=pl.lit((time.perf_counter() - began) / part.height)))
         return pl.concat(parts)
 
     def prompts(self, examples: pl.DataFrame) -> list[str]:

@@ -1,6 +1,5 @@
 """A language model together with the template it reasons by: contexts in, answers out."""
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,6 @@ PREDICTIONS: dict[str, pl.DataType] = {
     "text": pl.String(),
     "distribution": pl.List(pl.Float64()),  # over the scale's ratings, given the reasoning; null where it has no place
     "tokens": pl.Int32(),  # of the answer
-    "seconds": pl.Float64(),  # of its batch, by the batch's rows
     "model": pl.String(),
     "decoding": pl.String(),
 }
@@ -143,7 +141,7 @@ class Policy:
         rows each batch was.
         """
         made = self._complete(contexts, batch_size, progress, weigh=not cannot_share(self.model))
-        completions = [completion for (completion,), _ in made]
+        completions = [completion for (completion,) in made]
         rows = [self.read(completion) for completion in completions]
         return pl.DataFrame(
             {
@@ -155,7 +153,6 @@ class Policy:
                 "text": [text for text, _ in rows],
                 "distribution": [completion.ratings for completion in completions],
                 "tokens": [len(completion.tokens) for completion in completions],
-                "seconds": [seconds for _, seconds in made],
                 "model": [name] * len(rows),
                 "decoding": ["greedy, guided" if self.guided else "greedy"] * len(rows),
             },
@@ -175,25 +172,23 @@ class Policy:
         made = self._complete(
             contexts, max(1, batch_size // answers), progress, answers=answers, temperature=temperature, seed=seed
         )
-        given = [[self.read(completion)[1].rating for completion in completions] for completions, _ in made]
+        given = [[self.read(completion)[1].rating for completion in completions] for completions in made]
         return np.array(given, float).reshape(len(contexts), answers)
 
     def _complete(
         self, contexts: Sequence[Context], batch_size: int, progress: Callable[[int], None], **how: Any
-    ) -> list[tuple[list[Completion], float]]:
-        """The answers to each context, in their order, and a row's share of its batch's seconds. how: of `answer`."""
+    ) -> list[list[Completion]]:
+        """The answers to each context, in their order. how: of `answer`."""
         prompts = [self.encode(self.template.messages(context)) for context in contexts]
         # Prompts of like length together: less padding in the prefill.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        made: dict[int, tuple[list[Completion], float]] = {}
+        made: dict[int, list[Completion]] = {}
         seed = how.pop("seed", None)
         with packed_weights(self.model):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                began = time.perf_counter()
                 drawn = None if seed is None else seed + start  # or every batch would draw alike
                 answers = self.answer([prompts[i] for i in batch], seed=drawn, **how)
-                seconds = (time.perf_counter() - began) / len(batch)
-                made.update({i: (given, seconds) for i, given in zip(batch, answers, strict=True)})
+                made.update(zip(batch, answers, strict=True))
                 progress(len(batch))
         return [made[i] for i in range(len(prompts))]

@@ -2,7 +2,6 @@
 // Text from data reaches the page only through textContent: nothing in it is ever read as markup.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  if (!data.examples.length) return;
   const PAGE = 8;
   const $ = (id) => document.getElementById(id);
   const number = (x, digits = 2) => String(Number(x.toFixed(digits)));
@@ -14,6 +13,40 @@
   };
   const options = (select, pairs) => select.append(...pairs.map(([value, text]) => make("option", { value }, text)));
 
+  // Tables: a button in every heading, the best first, then turned around; what has no number stands last.
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const heads = [...table.tHead.rows[0].cells];
+    let column = 0;
+    for (const head of heads) {
+      const at = column;
+      column += head.colSpan;
+      const button = make("button", { type: "button" }, ...head.childNodes);
+      head.replaceChildren(button);
+      button.addEventListener("click", () => {
+        const now = head.getAttribute("aria-sort");
+        const order = now ? (now === "ascending" ? "descending" : "ascending") : head.dataset.best ?? "ascending";
+        const sign = order === "ascending" ? 1 : -1;
+        const value = (row) => (at ? Number(row.cells[at].dataset.value ?? NaN) : row.cells[0].textContent);
+        const compare = (a, b) => {
+          const [x, y] = [value(a), value(b)];
+          if (at === 0) return sign * x.localeCompare(y, "en", { numeric: true });
+          return Number.isNaN(x) || Number.isNaN(y) ? Number.isNaN(x) - Number.isNaN(y) : sign * (x - y);
+        };
+        table.tBodies[0].append(...[...table.tBodies[0].rows].sort(compare));
+        for (const other of heads) other.removeAttribute("aria-sort");
+        head.setAttribute("aria-sort", order);
+      });
+    }
+  }
+  // Paper cannot be unfolded.
+  let folded = [];
+  addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details.numbers:not([open])")];
+    for (const details of folded) details.open = true;
+  });
+  addEventListener("afterprint", () => { for (const details of folded) details.open = false; });
+
+  if (!data.examples.length) return;
   options($("model"), data.models.map((name) => [name, name]));
   options($("quality"), [
     ["all", "all"],
@@ -23,6 +56,15 @@
   ]);
   const truths = [...new Set(data.examples.map((example) => example.truth))].sort((a, b) => a - b);
   options($("truth"), [["all", "all"], ...truths.map((value) => [String(value), number(value)])]);
+
+  if ($("group")) {
+    options($("group"), [["all", "all"]]);
+    for (const kind of new Set(data.groups.map(([kind]) => kind))) {
+      const some = make("optgroup", { label: kind });
+      options(some, data.groups.flatMap(([of, group], index) => (of === kind ? [[String(index), group]] : [])));
+      $("group").append(some);
+    }
+  }
 
   // How far off; a failure is as bad as can be, whatever it is scored as.
   const error = (example, model) => {
@@ -40,6 +82,16 @@
       line.append(make("i", { class: "said", style: place(said) }));
     }
     line.append(make("i", { class: said === truth ? "true hit" : "true", style: place(truth) }));
+    return line;
+  };
+
+  const bars = (chances) => {
+    if (!chances) return null;
+    const most = Math.max(...chances, 1e-9);
+    const told = data.grid.map((rating, index) => `${number(rating)}: ${number(100 * chances[index], 1)} %`);
+    const line = make("div", { class: "chances", role: "img", "aria-label": `probabilities ${told.join(", ")}` });
+    data.grid.forEach((rating, index) => line.append(make("span", { title: told[index] },
+      make("i", { style: `height:${(28 * chances[index] / most).toFixed(1)}px` }), number(rating))));
     return line;
   };
 
@@ -76,11 +128,11 @@
     return make("article", { class: `card ${quality(off)}` },
       make("div", { class: "card-head" },
         make("div", {}, make("h3", { dir: "auto" }, example.title ?? "untitled"), about(example)),
-        make("div", { class: "verdict" }, verdict, truth, track(example.truth, given.rating))),
+        make("div", { class: "verdict" }, verdict, truth, track(example.truth, given.rating), bars(given.distribution))),
       written.length ? steps : null,
       given.text && (!written.length || given.rating === null) ? fold("Answer as written", given.text, true) : null,
       others.length ? make("p", { class: "others" }, others.join(" · ")) : null,
-      example.prompt ? fold("Prompt", example.prompt, false) : null);
+      example.prompt && (data.prompt_of === null || data.prompt_of === model) ? fold("Prompt", example.prompt, false) : null);
   };
 
   let matching = [];
@@ -96,11 +148,13 @@
     const model = $("model").value;
     const wanted = $("quality").value;
     const truth = $("truth").value;
+    const group = $("group") ? $("group").value : "all";
     const words = $("search").value.trim().toLowerCase();
     matching = data.examples.filter((example) => {
       const off = error(example, model);
       if (wanted === "failed" ? off !== Infinity : wanted !== "all" && quality(off) !== wanted) return false;
       if (truth !== "all" && String(example.truth) !== truth) return false;
+      if (group !== "all" && !example.in.includes(Number(group))) return false;
       return !words || (example.title ?? "").toLowerCase().includes(words);
     });
     const order = $("order").value;
@@ -110,7 +164,7 @@
     shown = 0;
     more();
   };
-  for (const id of ["model", "quality", "truth", "order"]) $(id).addEventListener("change", update);
+  for (const id of ["model", "quality", "truth", "group", "order"]) $(id)?.addEventListener("change", update);
   $("search").addEventListener("input", update);
   $("more").addEventListener("click", more);
   update();
