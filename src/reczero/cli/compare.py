@@ -54,7 +54,7 @@ def compare(
     ] = False,
     refit: Annotated[
         int, typer.Option(min=0, help="DATA: fit collaborative baselines anew so many times in the test period, too.")
-    ] = 0,
+    ] = 10,
     validation: Annotated[
         int, typer.Option(min=0, help="DATA: validation rows that choose how a language model's number is decoded.")
     ] = 500,
