@@ -183,6 +183,15 @@ def test_refitted_knows_the_past_and_no_more(data, monkeypatch, tmp_path):
     assert sum(rows.height for rows in asked[1:]) == data.examples("test", None).height
 
 
+def test_a_quick_look_at_some_rows_leaves_nothing_stale_behind(data, tmp_path):
+    few = compared(data, tmp_path / "out", "--baseline", "biased-mf", "--rows", "20")
+    every = compared(data, tmp_path / "out", "--baseline", "biased-mf")
+    assert few["rows"][0] < 20 < every["rows"][0]
+    fresh = compared(data, tmp_path / "fresh", "--baseline", "biased-mf")
+    assert every.drop("seconds").equals(fresh.drop("seconds"))
+    assert pl.read_parquet(tmp_path / "out" / "predictions" / "biased-mf.parquet").height > 20
+
+
 def test_a_language_model_with_all_that_can_be_asked_of_it(table, tiny_model_dir, tmp_path, capsys):
     folder = tmp_path / "tiny"
     folder.mkdir()

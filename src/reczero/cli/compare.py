@@ -45,6 +45,10 @@ def compare(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="DATA: folder to write.", show_default="runs/compare-DATA")] = None,
+    rows: Annotated[
+        int | None,
+        typer.Option(min=1, help="DATA: only so many test rows, spread evenly: a quick look.", show_default="all"),
+    ] = None,
     min_user_history: Annotated[
         int, typer.Option(min=0, help="DATA: earlier ratings of the user that a row of the main table has.")
     ] = 5,
@@ -106,7 +110,8 @@ def compare(
     if len(chosen) < len(model or []) or len(given) < len(predictions or []):
         raise UserError("two entries have one name; name them, such as --model first=runs/a --model second=runs/b")
     plan = Plan(
-        models={}, baselines=names, given=given, min_user_history=min_user_history, min_item_history=min_item_history,
+        models={}, baselines=names, given=given, rows=rows,
+        min_user_history=min_user_history, min_item_history=min_item_history,
         validation=validation, refit=refit, tune=tune, rounds=rounds, seed=seed, anonymise=anonymise,
     )  # fmt: skip
     if chosen:

@@ -77,15 +77,17 @@ class Plan:
     """What is compared, and how.
 
     models: name -> a language model. baselines: names of `baselines.NAMES`. given: name -> a table with example_id and
-    prediction. validation: rows that choose each model's decoding. refit: also fit collaborative baselines anew before
-    each of so many stretches of the test period; 0 does not. tune: choose their settings on validation rows, and keep
-    them. samples: sampled answers of each model whose mean and median are further decodings. probe: rows of the main
-    table on which each model is asked again with what it reads altered.
+    prediction. rows: only so many test rows, spread evenly over time. validation: rows that choose each model's
+    decoding. refit: also fit collaborative baselines anew before each of so many stretches of the test period; 0 does
+    not. tune: choose their settings on validation rows, and keep them. samples: sampled answers of each model whose
+    mean and median are further decodings. probe: rows of the main table on which each model is asked again with what it
+    reads altered.
     """
 
     models: Mapping[str, Entrant] = field(default_factory=dict)
     baselines: Sequence[str] = ()
     given: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    rows: int | None = None
     min_user_history: int = 5
     min_item_history: int = 5
     validation: int = 500
@@ -121,7 +123,7 @@ class _Entry:
 def study(data: Dataset, out: Path, plan: Plan, say: Say, report: Report, command: str | None = None) -> dict[str, Any]:
     """Compare, and write the folder `out`: comparison.csv, .json and .tex, cold_start.csv, pairs.csv, slices.csv,
     test_examples.parquet, predictions/. Returns what comparison.json holds. Raises UserError."""
-    test = data.examples("test", cold_start=None, columns=_SLIM)
+    test = data.examples("test", cold_start=None, columns=_SLIM, limit=plan.rows)
     enough = (pl.col("user_count") >= plan.min_user_history) & (pl.col("item_count") >= plan.min_item_history)
     enough &= ~pl.col("cold_start")
     main = test.select(enough).to_series().to_numpy()
@@ -240,7 +242,7 @@ class _Study:
 
         for refit in (0, self.plan.refit) if self.plan.refit and name in COLLABORATIVE else (0,):
             called = f"{name}{REFITTED if refit else ''}"
-            key = _hash(self.data.fingerprint, name, settings, refit, __version__)
+            key = _hash(self.data.fingerprint, name, settings, refit, __version__, self.test.height)
             try:
                 table = self._kept(called, key, made(refit))
             except UserError as error:
@@ -257,14 +259,15 @@ class _Study:
     def _refitted(self, kind: type[Baseline], settings: dict[str, Any], steps: int) -> Forecast:
         """Fitted anew before each of `steps` stretches of the test rows, on all that is strictly earlier than it."""
         times = self.test["timestamp"].to_numpy()
-        every = pl.concat([self.before_test, self.test])
+        all_test = self.data.examples("test", cold_start=None, columns=_SLIM)
+        every = pl.concat([self.before_test.select(_SLIM), all_test])
         given = np.full(len(times), np.nan)
         cuts = np.unique(np.sort(times)[(np.arange(steps) * len(times)) // steps])
         for number, low in enumerate(cuts):
             high = cuts[number + 1] if number + 1 < len(cuts) else np.inf
             inside = (times >= low) & (times < high)
             known = every.filter(pl.col("timestamp") < int(low))
-            model = kind(**settings).fit(known if known.height else self.before_test, self.scale)
+            model = kind(**settings).fit(known if known.height else every[: self.before_test.height], self.scale)
             given[inside] = model.predict(self.hidden.filter(inside)).prediction
             self.report({"what": f"refit {kind.name}", "predicted": number + 1, "of": len(cuts)})
         return Forecast(given)
@@ -612,8 +615,8 @@ def latex(table: pl.DataFrame) -> str:
 def asdict_plan(plan: Plan) -> dict[str, Any]:
     """The settings of a comparison as JSON holds them."""
     names = (
-        "min_user_history", "min_item_history", "validation", "refit", "tune", "samples", "probe", "rounds", "seed",
-        "anonymise",
+        "rows", "min_user_history", "min_item_history", "validation", "refit", "tune", "samples", "probe", "rounds",
+        "seed", "anonymise",
     )  # fmt: skip
     return {"models": list(plan.models), "baselines": list(plan.baselines), "predictions": list(plan.given)} | {
         name: getattr(plan, name) for name in names

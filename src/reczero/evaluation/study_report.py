@@ -46,7 +46,7 @@ _PROBES = {  # as in docs/evaluation.md
     "no-history": "Nothing is known of the user.",
     "no-item-text": "The item has no title, attributes or reviews; its average stays.",
     "own-reasoning": "Nothing: its own reasoning is handed back. A control: nothing should move.",
-    "cut-reasoning": "Each section of its reasoning ends after half of its words.",
+    "cut-reasoning": "Each section of its reasoning ends after half of its tokens.",
     "other-reasoning": "The reasoning is what it wrote about another row.",
 }
 _FILTERS = ("user's earlier ratings", "item's earlier ratings", "category")
