@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,18 @@ class Journal:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
 
 
+USABLE = 0.95  # share of well-formed answers from which on the error alone decides
+
+
+def rank(validation: Mapping[str, float]) -> tuple[float, float, float]:
+    """What makes one checkpoint better than another, lower first: what its form lacks to be usable, MAE, RMSE.
+
+    A malformed answer is scored by the median rating, which errs less than many an answer: by the error alone a policy
+    that fails often could be the best. Of few rows many checkpoints have the same MAE: then the lower RMSE is better.
+    """
+    return round(max(0.0, USABLE - validation["parse_rate"]), 6), validation["mae"], validation["rmse"]
+
+
 @dataclass(frozen=True)
 class Pace:
     """When to validate, and when to stop: after `minutes`, or `patience` validations without a better one.
@@ -77,7 +89,7 @@ class Watch(TrainerCallback):
     """Writes the journal, validates, keeps the best, stops in time.
 
     validate: () -> {"mae", "rmse", "parse_rate", "mode_share"} of greedy predictions on the validation rows.
-    keep: called with the step when its MAE is the lowest so far, or as low with a lower RMSE.
+    keep: called with the step when it is the best so far (`rank`).
     report: told every line of the journal.
     """
 
@@ -94,8 +106,10 @@ class Watch(TrainerCallback):
         self.pace, self.processes = pace, processes
         lines = journal.read()
         self.validated = [
-            (line["validation_mae"], line["validation_rmse"]) for line in lines if "validation_mae" in line
-        ]  # of few rows many checkpoints have the same MAE: then the lower RMSE is better
+            rank({key.removeprefix("validation_"): value for key, value in line.items()})
+            for line in lines
+            if "validation_mae" in line
+        ]
         self.spent = max((line.get("training_seconds", 0.0) for line in lines), default=0.0)
         self.skipped_groups: Callable[[], int] | None = None
         self._mark = 0.0
@@ -139,7 +153,7 @@ class Watch(TrainerCallback):
     def _validate(self, step: int) -> None:
         metrics = self.validate()
         line = {"step": step, **{f"validation_{name}": value for name, value in metrics.items()}}
-        found = (metrics["mae"], metrics["rmse"])
+        found = rank(metrics)
         if not self.validated or found < min(self.validated):
             self.keep(step, metrics)
         self.validated.append(found)

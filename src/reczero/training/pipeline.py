@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -13,6 +14,7 @@ from reczero.machine import keep_freed_memory
 from reczero.recipes import Recipe, TeacherRecipe
 from reczero.rollout import Policy
 
+from .callbacks import rank
 from .processes import Processes, started
 from .reczero import reinforce
 from .run import Run
@@ -103,14 +105,17 @@ def _recone(session: Session) -> str:
 def _iterate(session: Session) -> str:
     """RecOne, then rounds in which the best policy so far writes the traces that the recipe's own model learns from.
 
-    A round is kept if its validation MAE is lower than the best by more than `min_gain`; the first that is not ends it.
+    A round is kept if its validation MAE is lower than the best by more than `min_gain` and its answers are as usable
+    (`rank`); the first that is not ends it.
     """
     s, first, run = session.recipe.iterate, session.recipe.teacher, session.run
     best = _recone(session)
     used = _taught(session, "teach", first)["example_id"]
     session.predict_test("recone", session.model_of(best))
-    mae = run.info["stages"][best]["best_validation"]["mae"]
-    rounds = [{"round": 0, "validation_mae": mae, "gain": None, "kept": True}]
+    before = run.info["stages"][best]["best_validation"]
+    rounds = [
+        {"round": 0, "validation_mae": before["mae"], "parse_rate": before["parse_rate"], "gain": None, "kept": True}
+    ]
     for i in range(1, s.rounds + 1):
         teach, sft, grpo = f"teach-{i}", f"sft-{i}", f"grpo-{i}"
         settings = TeacherRecipe(
@@ -122,21 +127,21 @@ def _iterate(session: Session) -> str:
         traces = kept(written, run.path / "traces" / teach)
         imitate(session, sft, traces, contexts_of(session.data, traces).contexts)
         reinforce(session, grpo, session.model_of(sft))
-        validation = {name: run.info["stages"][name]["best_validation"]["mae"] for name in (sft, grpo)}
-        gain = mae - validation[grpo]
-        better = gain > s.min_gain
+        alone, after = (run.info["stages"][name]["best_validation"] for name in (sft, grpo))
+        gain = before["mae"] - after["mae"]
+        better = gain > s.min_gain and rank(after)[0] <= rank(before)[0]
         rounds.append(
-            {"round": i, "traces": traces.height, "sft_validation_mae": validation[sft],
-             "validation_mae": validation[grpo], "gain": gain, "kept": better}
+            {"round": i, "traces": traces.height, "sft_validation_mae": alone["mae"], "validation_mae": after["mae"],
+             "parse_rate": after["parse_rate"], "gain": gain, "kept": better}
         )  # fmt: skip
         run.save(rounds=rounds)
         session.say(
-            f"round {i}: validation MAE {validation[grpo]:.3f} (SFT alone {validation[sft]:.3f}, before {mae:.3f}): "
-            + ("kept" if better else "not better, so it ends here")
+            f"round {i}: validation MAE {after['mae']:.3f} (SFT alone {alone['mae']:.3f}, before {before['mae']:.3f}), "
+            f"{after['parse_rate']:.0%} well-formed: " + ("kept" if better else "not better, so it ends here")
         )
         if not better:
             break
-        best, mae = grpo, validation[grpo]
+        best, before = grpo, after
     return best
 
 
