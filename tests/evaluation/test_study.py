@@ -224,6 +224,37 @@ def test_a_language_model_with_all_that_can_be_asked_of_it(table, tiny_model_dir
     assert json.loads((out / "comparison.json").read_text())["comparison"] == found["comparison"]
 
 
+def test_runs_of_several_seeds_are_pooled(table, tiny_model_dir, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    names = []
+    for seed in range(2):
+        names.append(tmp_path / f"seed{seed}")
+        names[-1].mkdir()
+        for file in tiny_model_dir.iterdir():
+            (names[-1] / file.name).write_bytes(file.read_bytes())
+        weights = load_file(names[-1] / "model.safetensors")
+        torch.manual_seed(seed)
+        for name, weight in weights.items():
+            weights[name] = weight + 0.3 * seed * torch.randn_like(weight)
+        save_file(weights, names[-1] / "model.safetensors", metadata={"format": "pt"})
+        template = {"instructions": "brief", "history": 1, "opinions": 0, "section_tokens": 3}
+        (names[-1] / "reczero.json").write_text(json.dumps({"rollout": {"guided": True, "template": template}}))
+    command = ["compare", str(table), "--rounds", "100", "--validation", "10", "--baseline", "global-median", "--out"]
+    both = f"both={names[0]},{names[1]}"
+    assert main.run([*command, str(tmp_path / "out"), "--model", both, *(f"--model={name}" for name in names)]) == 0
+    rows = pl.read_csv(tmp_path / "out" / "comparison.csv")
+    for way in ("", "-expected", "-median"):
+        one, two, pooled = (row(rows, name + way) for name in ("seed0", "seed1", "both"))
+        assert pooled["mae"] == pytest.approx((one["mae"] + two["mae"]) / 2, abs=1e-6)
+        assert pooled["rmse"] ** 2 == pytest.approx((one["rmse"] ** 2 + two["rmse"] ** 2) / 2, abs=1e-5)
+        assert pooled["rps"] == pytest.approx((one["rps"] + two["rps"]) / 2, abs=1e-6)
+        assert pooled["runs"] == 2
+    one, two = (row(rows, f"seed{seed}-expected") for seed in (0, 1))
+    assert row(rows, "both-expected")["run_sd"] == pytest.approx(abs(one["mae"] - two["mae"]) / 2**0.5, abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

@@ -54,7 +54,7 @@ def whole(table, tmp_path_factory, tiny_model_dir) -> Path:
     return compared(
         data,
         folder / "out",
-        models={"tiny": Probed.open(str(folder / "tiny"), data)},
+        models={"tiny": [Probed.open(str(folder / "tiny"), data)]},
         given={"theirs": test.select("example_id", prediction="rating")[: test.height // 2]},
         baselines=(*AVERAGES, "boosting-classes"),
         validation=10,

@@ -27,7 +27,8 @@ def compare(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="DATA: a language model: a run, a model folder, a hub name, smollm2-135m; or NAME=MODEL. Repeatable.",
+            help="DATA: a language model: a run, a model folder, a hub name, smollm2-135m; or NAME=MODEL; or "
+            "NAME=RUN,RUN,... for the runs of several seeds, pooled. Repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -136,7 +137,9 @@ def _with_models(plan, chosen: dict[str, str], data: "Dataset", batch_size: int,
     from reczero.rollout.language_model import LanguageModel
 
     keep_freed_memory()
-    models = {name: LanguageModel.open(where, data, batch_size) for name, where in chosen.items()}
+    models = {
+        name: [LanguageModel.open(one, data, batch_size) for one in where.split(",")] for name, where in chosen.items()
+    }
     return replace(plan, models=models, samples=samples, probe=probe)
 
 

@@ -76,15 +76,15 @@ class Entrant(Protocol):
 class Plan:
     """What is compared, and how.
 
-    models: name -> a language model. baselines: names of `baselines.NAMES`. given: name -> a table with example_id and
-    prediction. rows: only so many test rows, spread evenly over time. validation: rows that choose each model's
-    decoding. refit: also fit collaborative baselines anew before each of so many stretches of the test period; 0 does
-    not. tune: choose their settings on validation rows, and keep them. samples: sampled answers of each model whose
-    mean and median are further decodings. probe: rows of the main table on which each model is asked again with what it
-    reads altered.
+    models: name -> a language model, or its runs (seeds), which are pooled. baselines: names of `baselines.NAMES`.
+    given: name -> a table with example_id and prediction. rows: only so many test rows, spread evenly over time.
+    validation: rows that choose each model's decoding. refit: also fit collaborative baselines anew before each of so
+    many stretches of the test period; 0 does not. tune: choose their settings on validation rows, and keep them.
+    samples: sampled answers of each model whose mean and median are further decodings. probe: rows of the main table on
+    which each model is asked again with what it reads altered.
     """
 
-    models: Mapping[str, Entrant] = field(default_factory=dict)
+    models: Mapping[str, Sequence[Entrant]] = field(default_factory=dict)
     baselines: Sequence[str] = ()
     given: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     rows: int | None = None
@@ -113,7 +113,8 @@ class Plan:
 
 @dataclass
 class _Entry:
-    """One entry's answers to all test rows, main and cold. `given`: what it is called -> (rows,)."""
+    """One entry's answers to all test rows, main and cold. given: what it is called -> (rows,), or (runs, rows);
+    distribution: the same with a last axis, or None."""
 
     given: dict[str, np.ndarray]
     distribution: np.ndarray | None
@@ -168,8 +169,8 @@ class _Study:
     # --- answers ----------------------------------------------------------------------------------------------------
 
     def ask_all(self) -> None:
-        for name, model in self.plan.models.items():
-            self._ask_model(name, model)
+        for name, runs in self.plan.models.items():
+            self._ask_model(name, runs)
         for name, table in self.plan.given.items():
             forecast = Forecast(align(self.test, table, name))
             self.entries[name] = _Entry({name: forecast.prediction}, None, _costs(table))
@@ -272,24 +273,42 @@ class _Study:
             self.report({"what": f"refit {kind.name}", "predicted": number + 1, "of": len(cuts)})
         return Forecast(given)
 
-    def _ask_model(self, name: str, model: Entrant) -> None:
+    def _ask_model(self, name: str, runs: Sequence[Entrant]) -> None:
         """The greedy number, what can be read off the distribution, and sampled answers; validation rows say which to
         take."""
-        key = _hash(self.data.fingerprint, model.key)
-        table = self._answers(name, model, key, self.test, "test")
-        given = self._decoded(name, model, key, self.test, table, "test")
-        self.entries[name] = _Entry(given, _forecast(table, self.scale).distribution, _costs(table))
+        given, distribution, costs = self._asked(name, runs, self.test, "test")
+        self.entries[name] = _Entry(given, distribution, costs)
         rows = self._validation_rows()
         if len(given) > 1 and rows.height:
-            table = self._answers(name, model, key, rows, "validation")
-            ways = self._decoded(name, model, key, rows, table, "validation")
+            ways, _, _ = self._asked(name, runs, rows, "validation")
             truth = rows["rating"].cast(pl.Float64).to_numpy()
             scored = {way: metrics.answered(x, self.median) for way, x in ways.items()}
             errors = {way: {"mae": metrics.mae(truth, x), "rmse": metrics.rmse(truth, x)} for way, x in scored.items()}
             best = {figure: min(errors, key=lambda way: errors[way][figure]) for figure in ("mae", "rmse")}
             self.decoding[name] = {"rows": rows.height, "validation": errors, "best": best}
         if self.plan.probe:
-            self._probe(name, model, key)
+            self._probe(name, runs[0])
+
+    def _asked(
+        self, name: str, runs: Sequence[Entrant], rows: pl.DataFrame, part: str
+    ) -> tuple[dict[str, np.ndarray], np.ndarray | None, dict[str, float | None]]:
+        """Way of decoding -> (runs, rows); the distributions (runs, rows, ratings), None if no run has any; the
+        costs."""
+        ways, distributions, tables = [], [], []
+        for number, model in enumerate(runs, 1):
+            called = name if number == 1 else f"{name}.run{number}"
+            key = _hash(self.data.fingerprint, model.key)
+            tables.append(self._answers(called, model, key, rows, part))
+            forecast = _forecast(tables[-1], self.scale)
+            nothing = np.full((rows.height, len(self.scale.grid())), np.nan)
+            distributions.append(nothing if forecast.distribution is None else forecast.distribution)
+            found = decoded(name, Forecast(forecast.prediction, distributions[-1]), self.scale)
+            ways.append(found | self._samples(name, called, model, key, rows, part))
+        given = {way: np.stack([found[way] for found in ways]) for way in ways[0]}
+        distribution = np.stack(distributions)
+        if np.isnan(distribution).all():
+            del given[f"{name}{EXPECTED}"], given[f"{name}{MEDIAN}"]
+        return given, None if np.isnan(distribution).all() else distribution, _costs(pl.concat(tables, how="diagonal"))
 
     def _progress(self, name: str, what: str, rows: int) -> Callable[[int], None]:
         self.say(f"{name}: {what}, {rows:,} rows")
@@ -314,31 +333,27 @@ class _Study:
             (self.out / "predictions" / f"{called}.{start}.parquet").unlink(missing_ok=True)
         return table
 
-    def _decoded(
-        self, name: str, model: Entrant, key: str, rows: pl.DataFrame, table: pl.DataFrame, part: str
+    def _samples(
+        self, name: str, called: str, model: Entrant, key: str, rows: pl.DataFrame, part: str
     ) -> dict[str, np.ndarray]:
-        """way of decoding -> (rows,)"""
-        given = decoded(name, _forecast(table, self.scale), self.scale)
-        if count := self.plan.samples:
+        """Mean and median of sampled answers -> (rows,)"""
+        if not (count := self.plan.samples):
+            return {}
 
-            def make() -> pl.DataFrame:
-                progress = self._progress(name, f"{count} samples, {part}", rows.height)
-                drawn = model.sampled(rows, count, self.plan.seed, progress)
-                return rows.select("example_id", samples=pl.Series(drawn.tolist(), dtype=pl.List(pl.Float64)))
+        def make() -> pl.DataFrame:
+            progress = self._progress(called, f"{count} samples, {part}", rows.height)
+            drawn = model.sampled(rows, count, self.plan.seed, progress)
+            return rows.select("example_id", samples=pl.Series(drawn.tolist(), dtype=pl.List(pl.Float64)))
 
-            called = f"{name}.samples{count}.{part}"
-            drawn = np.array(
-                self._kept(called, _hash(key, rows.height, self.plan.seed), make)["samples"].to_list(), float
-            )
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a row without any answer: NaN, a failure
-                given |= {
-                    f"{name}-mean-of-{count}": np.nanmean(drawn, 1),
-                    f"{name}-median-of-{count}": np.nanmedian(drawn, 1),
-                }
-        return given
+        table = self._kept(f"{called}.samples{count}.{part}", _hash(key, rows.height, self.plan.seed), make)
+        drawn = np.array(table["samples"].to_list(), float)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a row without any answer: NaN, a failure
+            mean, median = np.nanmean(drawn, 1), np.nanmedian(drawn, 1)
+        return {f"{name}-mean-of-{count}": mean, f"{name}-median-of-{count}": median}
 
-    def _probe(self, name: str, model: Entrant, key: str) -> None:
+    def _probe(self, name: str, model: Entrant) -> None:
+        key = _hash(self.data.fingerprint, model.key)
         rows = self.data.examples("test", where=self.enough, limit=self.plan.probe)
 
         def make() -> pl.DataFrame:
@@ -395,7 +410,7 @@ class _Study:
         ours = [name for key in (*plan.models, *plan.given) for name in self.entries[key].given]
         table, cold = self._table(answers, self.main), self._table(answers, ~self.main)
         main = self.test.filter(self.main)
-        inside = {name: given[self.main] for name, given in answers.items()}
+        inside = {name: given[..., self.main] for name, given in answers.items()}
         self._check_leaks(main, inside, ours)
         self.say(f"{plan.rounds:,} draws of users for every interval")
         # Of each model its number, and what validation chose: the fewer the pairs, the less must be corrected for.
@@ -447,7 +462,7 @@ class _Study:
         prompts: dict[str, str] = {}
         if self.plan.models:
             shown = rows[shown_rows(rows.height).tolist()]
-            texts = next(iter(self.plan.models.values())).prompts(shown)
+            texts = next(iter(self.plan.models.values()))[0].prompts(shown)
             prompts = dict(zip(shown["example_id"], texts, strict=True))
         prompt = rows["example_id"].replace_strict(prompts, default=None, return_dtype=pl.String)
         self._write(rows.with_columns(prompt=prompt), "test_examples.parquet")
@@ -456,7 +471,7 @@ class _Study:
         rows = self.test.filter(inside)
         if rows.is_empty():
             return table_of(rows, {}, self.median, 0, 0)
-        part = {name: given[inside] for name, given in answers.items()}
+        part = {name: given[..., inside] for name, given in answers.items()}
         table = table_of(rows, part, self.median, self.plan.rounds, self.plan.seed)
         truth, grid = rows["rating"].cast(pl.Float64).to_numpy(), self.scale.grid()
         further: dict[str, list[float | None]] = {"rps": [], "calibration_error": [], "tokens": [], "seconds": []}
@@ -469,15 +484,13 @@ class _Study:
                 further["rps"].append(None)
                 further["calibration_error"].append(None)
             else:
-                known = self._answered(distribution[inside])
-                further["rps"].append(float(metrics.ranked_probability_score(truth, known, grid).mean()))
-                further["calibration_error"].append(metrics.calibration(truth, known, grid).error)
+                known = with_fallback(distribution[..., inside, :].reshape(-1, len(grid)), self.median, self.scale)
+                true = np.resize(truth, len(known))  # once for each run
+                further["rps"].append(float(metrics.ranked_probability_score(true, known, grid).mean()))
+                further["calibration_error"].append(metrics.calibration(true, known, grid).error)
             for cost, value in entry.costs.items():
                 further[cost].append(None if sampled else value)
         return table.with_columns(**{name: pl.Series(values, dtype=pl.Float64) for name, values in further.items()})
-
-    def _answered(self, distribution: np.ndarray) -> np.ndarray:
-        return with_fallback(distribution, self.median, self.scale)
 
     def _pairs(self, rows: pl.DataFrame, answers: Mapping[str, np.ndarray], ours: Sequence[str]) -> pl.DataFrame:
         """Each of ours against every baseline and against each other; without any, the rounded sum of averages."""
@@ -505,8 +518,8 @@ class _Study:
         errors = {n: metrics.mae(truth, metrics.answered(x, self.median)) for n, x in answers.items() if n not in ours}
         best = min(errors, key=lambda name: errors[name])
         for name in ours:
-            given = answers[name][np.isfinite(answers[name])]
-            true = truth[np.isfinite(answers[name])]
+            answered = np.isfinite(answers[name])
+            given, true = answers[name][answered], np.broadcast_to(truth, answered.shape)[answered]
             if not len(given):
                 continue
             error, right = metrics.mae(true, given), float((np.abs(given - true) < self.scale.step / 2).mean())
@@ -618,16 +631,18 @@ def asdict_plan(plan: Plan) -> dict[str, Any]:
         "rows", "min_user_history", "min_item_history", "validation", "refit", "tune", "samples", "probe", "rounds",
         "seed", "anonymise",
     )  # fmt: skip
-    return {"models": list(plan.models), "baselines": list(plan.baselines), "predictions": list(plan.given)} | {
-        name: getattr(plan, name) for name in names
-    }
+    return {
+        "models": {name: [run.key for run in runs] for name, runs in plan.models.items()},
+        "baselines": list(plan.baselines),
+        "predictions": list(plan.given),
+    } | {name: getattr(plan, name) for name in names}
 
 
 def _calibration(entry: _Entry, rows: pl.DataFrame, inside: np.ndarray, scale: Scale) -> dict[str, Any]:
     assert entry.distribution is not None
-    known = entry.distribution[inside]
+    known = entry.distribution[..., inside, :].reshape(-1, len(scale.grid()))
     some = ~np.isnan(known).any(1)
-    truth = rows["rating"].cast(pl.Float64).to_numpy()
+    truth = np.resize(rows["rating"].cast(pl.Float64).to_numpy(), len(known))  # once for each run
     curve = metrics.calibration(truth[some], known[some], scale.grid())
     return {"forecast": curve.forecast.tolist(), "observed": curve.observed.tolist(), "count": curve.count.tolist()}
 

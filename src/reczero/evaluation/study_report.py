@@ -74,7 +74,7 @@ def write_study_report(folder: Path) -> Path:
     models = found["settings"]["models"]
     browsed = island(
         examples, frames, {name: answers[name] for name in shown}, shown, scale,
-        prompt_of=models[0] if models else None, groups=_groups(examples),
+        prompt_of=next(iter(models), None), groups=_groups(examples),
     )  # fmt: skip
     browsed["fallback"] = found["fallback"]
     names = [f"comparison.{kind}" for kind in ("json", "csv", "tex")]
