@@ -147,3 +147,10 @@ def test_json_round_trip_and_bad_files(tmp_path):
     for name, said in [("cut.json", "not JSON"), ("binary.json", "not JSON"), ("none.json", "missing"), (".", "read")]:
         with pytest.raises(UserError, match=said):
             files.read_json(tmp_path / name)
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    with files.held(tmp_path), pytest.raises(UserError, match="is writing it"), files.held(tmp_path):
+        pass
+    with files.held(tmp_path):
+        pass

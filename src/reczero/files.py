@@ -1,6 +1,7 @@
 """Files that are either whole or not there: atomic writes, hashes, JSON, and the one folder for what is cached."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -15,6 +16,7 @@ from typing import Any
 
 from reczero.errors import UserError
 
+_FULL_TEXTS = ("No space left on device", "os error 28", "inline_container.cc")  # the last is torch's
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
@@ -43,7 +45,7 @@ def write_error(error: BaseException, path: Path | str | None = None) -> UserErr
     named = getattr(error, "filename", None)
     if path is not None and (named is None or ".tmp-" in str(named)):
         named = path
-    if code in _FULL or any(sign in str(error) for sign in ("No space left on device", "os error 28")):
+    if code in _FULL or any(sign in str(error) for sign in _FULL_TEXTS):
         return UserError(f"the disk is full{f' at {named}' if named else ''}: free some space or choose another folder")
     if code in _FORBIDDEN and named:
         return UserError(f"no access to {named} ({os.strerror(code)}): mend its rights or choose another folder")
@@ -152,6 +154,25 @@ def _swap(new: Path, path: Path) -> None:
         os.rename(old, path)
         raise
     shutil.rmtree(old)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """While inside, no other process may hold the folder; it must exist. Raises UserError where one does.
+
+    The system lets go of it when the process ends, however it ends.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder}: another process is writing it; wait for it, or choose another --out") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -192,23 +192,45 @@ def test_it_waits_as_long_as_the_server_asks(serve, tmp_path):
     assert time.monotonic() - began >= 1
 
 
-@pytest.mark.parametrize(
-    ("reply", "told"),
-    [
-        (lambda h: h.reply(200, "<html>Welcome</html>", "text/html"), "no chat completion"),
-        (lambda h: h.reply(200, "{not json"), ""),
-        (lambda h: h.reply(200, '{"choices": []}'), "no chat completion"),
-        (lambda h: h.reply(200, '{"choices": [{}], "usage": {}}'), "no chat completion"),
-        (lambda h: h.reply(200, "null"), "no chat completion"),
-        (lambda h: h.reply(400, '{"error": {"message": "prompt too long"}}'), "too long"),
-    ],
-)
-def test_what_does_not_pass_is_a_fault_of_that_attempt_alone(serve, tmp_path, reply, told):
+PASSING = [
+    lambda h: h.reply(200, "<html>Welcome</html>", "text/html"),
+    lambda h: h.reply(200, "{not json"),
+    lambda h: h.reply(200, '{"choices": []}'),
+    lambda h: h.reply(200, '{"choices": [{}], "usage": {}}'),
+    lambda h: h.reply(200, '{"choices": 7}'),
+    lambda h: h.reply(200, '{"choices": [{"message": {"content": ["parts"]}}]}'),
+    lambda h: h.reply(200, "null"),
+]
+
+
+@pytest.mark.parametrize("reply", PASSING)
+def test_what_is_no_answer_is_left_out_and_asked_again(serve, tmp_path, reply):
     bad = Template().messages(TASKS[3].context)
     server = serve(lambda number, body: reply if body["messages"] == bad else "good")
     answers = write(teacher(server, tmp_path, retries=1, concurrency=1))
-    assert answers["3"][0].text is None and told in answers["3"][0].fault
-    assert all(a.text == "good" for i, (a,) in answers.items() if i != "3")
+    assert "3" not in answers and len(answers) == len(TASKS) - 1
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="answers nothing"):  # where there is nothing else, it is said
+        write(teacher(serve(lambda number, body: reply), tmp_path / "other", retries=0, concurrency=1))
+
+
+def test_a_prompt_that_is_refused_while_others_are_answered_is_a_fault_of_its_own(serve, tmp_path):
+    bad = Template().messages(TASKS[3].context)
+    refuse = lambda h: h.reply(400, '{"error": {"message": "prompt too long"}}')  # noqa: E731
+    server = serve(lambda number, body: refuse if body["messages"] == bad else "good")
+    answers = write(teacher(server, tmp_path, retries=1, concurrency=1))
+    assert answers["3"][0].text is None and "too long" in answers["3"][0].fault
+
+
+@pytest.mark.parametrize(
+    "usage", ['"none"', '{"prompt_tokens": -1000000, "completion_tokens": 1}', '{"prompt_tokens": 1e40}']
+)
+def test_what_a_server_says_of_tokens_is_bounded(serve, tmp_path, usage):
+    body = '{"choices": [{"message": {"content": "\\ud800 hi"}, "finish_reason": "stop"}], "usage": %s}' % usage  # noqa: UP031
+    made = teacher(serve(lambda number, asked: lambda h: h.reply(200, body)), tmp_path, concurrency=1)
+    answers = write(made)
+    assert all(attempts[0].text == "? hi" for attempts in answers.values())  # what UTF-8 has no place for is replaced
+    assert all(attempts[0].prompt_tokens > 0 for attempts in answers.values()) and made.spent["tokens"] > 0
 
 
 def test_what_never_came_is_left_for_the_next_call(serve, tmp_path):

@@ -1,6 +1,7 @@
 """The stages of RecOne and of self-iteration, with a tiny model: each learns, is done once, and resumes."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from reczero.cli import main
+from reczero.data import Dataset, PrepareSettings, prepare
 from reczero.errors import UserError
 from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template, TemplateSettings, parse
@@ -260,3 +262,71 @@ def test_a_policy_teaches_by_the_command_line(recipe, tiny_model_dir, tmp_path, 
     assert main.run([*arguments, "--out", str(tmp_path / "traces")]) == 0
     table = pl.read_parquet(tmp_path / "traces" / "traces.parquet")
     assert (table["samples"] == 4).all() and table["kept"].any() and "tokens" in capsys.readouterr().out
+
+
+def test_a_run_goes_on_only_with_the_data_it_began_with(recipe, table, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(table, data)
+    command = ["train", str(recipe), f"data.dataset={data}", "method=sft", "--out", str(tmp_path / "run")]
+    assert main.run(command) == 0
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(run | {"finished": False}))
+    other = Dataset.open(data)
+    rows = other.interactions(("user_id", "item_id", "rating", "timestamp")).with_columns(rating=6 - pl.col("rating"))
+    settings = PrepareSettings(train=0.6, validation=0.2, test=0.2, min_context=1)
+    prepare(rows, other.items(("item_id", "title")), Scale(), data, settings)
+    capsys.readouterr()
+    assert main.run([*command, "--resume"]) == 2
+    assert "was begun on other data" in capsys.readouterr().err
+
+
+def test_traces_of_other_data_are_not_trained_on(recipe, table, tmp_path, capsys):
+    assert main.run(["teach", str(recipe), "--out", str(tmp_path / "traces")]) == 0
+    path = tmp_path / "traces" / "traces.parquet"
+    good = pl.read_parquet(path)
+    for spoilt, says in (
+        (good.with_columns(rating=6 - pl.col("rating")), "have another rating than"),
+        (pl.concat([good, good]), "has two kept traces"),
+        (good.with_columns(text=pl.lit(None, pl.String)), "a kept trace has no text"),
+        (good.with_columns(kept=pl.lit("yes")), "column kept is of another kind"),
+    ):
+        spoilt.write_parquet(path)
+        command = ["train", str(recipe), "method=sft", f"teacher.traces={tmp_path / 'traces'}"]
+        assert main.run([*command, "--out", str(tmp_path / f"run {says}")]) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_a_round_with_nothing_new_to_learn_from_ends_the_iteration(recipe, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["train", str(recipe), "method=iterate", "iterate.samples=1", "teacher.examples=1000", "--out", str(out)]
+    assert main.run([*command, "sft.steps=1", "training.steps=1"]) == 0
+    assert (
+        "round 1: data set table: no train rows with enough context are left. So it ends here."
+        in capsys.readouterr().err
+    )
+    assert (out / "report.html").is_file() and info(out)["best_stage"] == "grpo"
+
+
+def test_a_stage_is_reused_only_of_the_same_weights(recipe, tiny_model_dir, tmp_path, capsys):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    command = ["train", str(recipe), "method=sft", f"model.name={model}", "sft.steps=1", "--out"]
+    assert main.run([*command, str(tmp_path / "first")]) == 0
+    weights = {
+        name: weight + 0.1 * torch.ones_like(weight) for name, weight in load_file(model / "model.safetensors").items()
+    }
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main.run([*command, str(tmp_path / "second"), "--reuse", str(tmp_path / "first")]) == 0
+    assert "sft: taken from" not in capsys.readouterr().err
+
+
+def test_fine_scales_keep_their_ratings():
+    scale = Scale(0, 1, 0.125)
+    template = Template(TemplateSettings(), scale)
+    texts = dict.fromkeys(("analyze_user", "analyze_item", "match"), "words")
+    for rating in scale.grid():
+        assert parse(template.write(texts, rating), template).rating == rating

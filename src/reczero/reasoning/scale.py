@@ -30,7 +30,7 @@ class Scale:
         return self.min <= value <= self.max
 
     @staticmethod
-    def text(value: float, places: int = 2) -> str:
+    def text(value: float, places: int = 6) -> str:
         """The shortest plain decimal: 4.0 -> "4", 3.50 -> "3.5"; at most `places` decimals."""
         written = f"{value:.{places}f}"
         return written.rstrip("0").rstrip(".") if "." in written else written

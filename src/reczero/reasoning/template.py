@@ -65,6 +65,12 @@ class TemplateSettings:
     review_chars: int = 400
     section_tokens: int = 128
 
+    def __post_init__(self) -> None:
+        least = {"history": 0, "opinions": 0}
+        for name, value in vars(self).items():
+            if isinstance(value, int) and value < least.get(name, 1):
+                raise ValueError(f"{name} must be at least {least.get(name, 1)}")
+
 
 @dataclass(frozen=True)
 class Template:

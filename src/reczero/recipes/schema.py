@@ -8,6 +8,7 @@ from reczero.data import Origin, PrepareSettings
 from reczero.reasoning import RewardName, TemplateSettings
 
 Positive = Annotated[int, Field(ge=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -93,7 +94,7 @@ class EndpointRecipe(Section):
     temperature: float | None = Field(None, ge=0, description="null leaves it to the server")
     max_tokens: Positive = Field(2048, description="longest answer")
     concurrency: Positive = Field(8, description="requests at once")
-    timeout: float = Field(120, gt=0, description="seconds an answer may take")
+    timeout: float = Field(120, gt=0, description="seconds without a sign of life from the server")
     retries: int = Field(5, ge=0, description="further tries after time-outs, 429 and 5xx, ever later")
     price_in: float | None = Field(None, ge=0, description="money for a million tokens of prompts")
     price_out: float | None = Field(None, ge=0, description="money for a million tokens of answers")
@@ -105,6 +106,9 @@ class EndpointRecipe(Section):
     def _priced(self) -> "EndpointRecipe":
         if self.max_cost is not None and (self.price_in is None or self.price_out is None):
             raise ValueError("max_cost needs price_in and price_out")
+        most = self.extra.get("max_completion_tokens", 1)
+        if not isinstance(most, int) or most < 1:
+            raise ValueError("extra.max_completion_tokens must be a whole number above 0")
         if own := {"model", "messages", "max_tokens", "n", "stream"} & self.extra.keys():
             raise ValueError(f"extra can't set {', '.join(sorted(own))}")
         return self
@@ -148,7 +152,7 @@ class SftRecipe(Section):
     max_grad_norm: float = Field(1.0, gt=0)
     traces_per_step: Positive = Field(16, description="traces an optimizer step learns from, over all processes")
     traces_per_batch: Positive = Field(4, description="traces in one forward and backward pass; bounds memory")
-    epochs: float = Field(3.0, gt=0)
+    epochs: float = Field(3.0, gt=0, le=1e6)
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
     minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
     validation_steps: Positive = Field(20, description="validate every so many steps, and at the end")
@@ -183,7 +187,7 @@ class TrainingRecipe(Section):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
     weight_decay: float = Field(0.0, ge=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
     groups_per_step: Positive = Field(8, description="prompts an optimizer step learns from, over all processes")
     stratify: bool = Field(
@@ -192,14 +196,14 @@ class TrainingRecipe(Section):
     tokens_per_batch: Positive = Field(
         4096, description="most tokens in one forward and backward pass (a single group may be larger); bounds memory"
     )
-    epochs: float = Field(1.0, gt=0)
+    epochs: float = Field(1.0, gt=0, le=1e6)
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
     minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
     kl: float = Field(0.0, ge=0, description="weight of the KL term (beta)")
     clip: float = Field(0.2, gt=0)
     advantage_epsilon: float = Field(1e-6, gt=0, description="added to the group's standard deviation")
     save_steps: Positive = 25
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=2**32 - 1)
     report_to: list[Literal["tensorboard", "wandb"]] = []
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import tenacity
 
@@ -20,6 +22,8 @@ from reczero.recipes import EndpointRecipe
 
 from .base import Attempt, Task, Teacher, Written, prompt_of
 
+MOST_TOKENS = 10**9  # that a server may say an answer had
+LONGEST_TOKEN = 64  # characters: an answer with more for each token that was asked for is cut off
 LONGEST_WAIT = 120.0  # seconds between two tries, whatever the server asks for
 # Worth another try; 408 is, too.
 _PASSING = (openai.RateLimitError, openai.InternalServerError, openai.APIConnectionError, openai.ConflictError)
@@ -42,8 +46,13 @@ class Budget:
             self._add(used)
 
     def _read(self) -> list[tuple[int, int]]:
-        last = {name: (prompt, completion) for name, prompt, completion in map(json.loads, whole_lines(self.ledger))}
-        return list(last.values())
+        try:
+            lines = [json.loads(line) for line in whole_lines(self.ledger)]
+            return list({name: (int(prompt), int(completion)) for name, prompt, completion in lines}.values())
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.ledger}: damaged ({error}), so what was spent is not known; remove it, or --out."
+            ) from error
 
     def _write(self, request: str, tokens: tuple[int, int]) -> None:
         with writing(self.ledger), open(self.ledger, "a", encoding="utf-8") as file:
@@ -100,13 +109,20 @@ class EndpointTeacher(Teacher):
         self.name = f"endpoint {settings.model}"
         self.budget = Budget(settings, ledger)
         self._stop = threading.Event()
-        self._failures = 0
+        self._failures, self._answered = 0, False
         address = settings.base_url or os.environ.get("OPENAI_BASE_URL")
         key = os.environ.get(settings.key_from)
         if not address and not key:
             raise UserError(f"teacher.endpoint: set base_url, or {settings.key_from} in the environment.")
+        if key and not (key.isascii() and key.isprintable()):
+            raise UserError(f"teacher.endpoint: the key in {settings.key_from} holds characters that no key has.")
         # Retried here and not by the client, so that every try is counted.
-        self._client = openai.OpenAI(base_url=address, api_key=key or "none", timeout=settings.timeout, max_retries=0)
+        try:
+            self._client = openai.OpenAI(
+                base_url=address, api_key=key or "none", timeout=settings.timeout, max_retries=0
+            )
+        except (ValueError, httpx.InvalidURL) as error:
+            raise UserError(f"teacher.endpoint.base_url: {address!r} is no address ({error}).") from error
         self._address = str(self._client.base_url)
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception(_passes),
@@ -121,6 +137,8 @@ class EndpointTeacher(Teacher):
         return {"tokens": self.budget.spent_tokens, "cost": self.budget.spent_cost}
 
     def write(self, tasks: Sequence[Task]) -> Iterator[Written]:
+        if threading.current_thread() is threading.main_thread():
+            signal.siginterrupt(signal.SIGINT, True)  # Polars makes waiting deaf to Ctrl-C
         pool = ThreadPoolExecutor(self.settings.concurrency)
         try:
             asked = {pool.submit(self._attempts, task): task for task in tasks}
@@ -153,8 +171,8 @@ class EndpointTeacher(Teacher):
             request["seed"] = sample  # else a server may give the same answer again
         mark = hashlib.sha256(json.dumps([self._address, request], sort_keys=True).encode()).hexdigest()
         kept = self.cache / mark[:2] / f"{mark}.json"
-        if kept.is_file():
-            return self._made(read_json(kept))
+        if kept.is_file() and (answer := _whole(kept)):
+            return self._made(answer)
         # No text has more tokens than bytes; a few more mark where messages begin and end.
         most = (
             sum(len(m["content"].encode()) + 16 for m in messages) + len(json.dumps(s.extra)),
@@ -162,18 +180,18 @@ class EndpointTeacher(Teacher):
         )
         try:
             answer = self._retrying(self._try, request, most)
-        except (openai.APIError, ValueError) as error:
+        except (openai.APIError, ValueError, TypeError) as error:
             if isinstance(error, _FATAL) or getattr(error, "code", None) == "insufficient_quota":
                 raise UserError(f"teacher.endpoint: {self._address} refuses: {_told(error)}") from error
-            if not _passes(error):
-                return Attempt(None, _told(error))
+            if isinstance(error, openai.BadRequestError | openai.UnprocessableEntityError) and self._answered:
+                return Attempt(None, _told(error))  # of this prompt, say too long a one: others were answered
             self._failures += 1  # since the last answer
             if self._failures >= max(3, s.concurrency):
                 raise UserError(f"teacher.endpoint: {self._address} answers nothing: {_told(error)}") from error
             return None  # another call may have more luck
         if answer is None:
             return None
-        self._failures = 0
+        self._failures, self._answered = 0, True
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_json(kept, answer)
         return self._made(answer)
@@ -185,15 +203,19 @@ class EndpointTeacher(Teacher):
         used = most  # what a broken answer may have cost
         try:
             made = self._client.chat.completions.create(**request)
-            choice = next(iter(getattr(made, "choices", None) or []), None)
-            message = getattr(choice, "message", None)
-            if choice is None or message is None:
-                raise ValueError("no chat completion in the answer")
-            count = made.usage
-            if count and isinstance(count.prompt_tokens, int) and isinstance(count.completion_tokens, int):
-                used = (count.prompt_tokens, count.completion_tokens)
-            tokens = {"prompt_tokens": used[0], "completion_tokens": used[1]}
-            return {"text": message.content, "finish": choice.finish_reason, **tokens}
+            choices = getattr(made, "choices", None)
+            choice = choices[0] if isinstance(choices, list) and choices else None
+            text = getattr(getattr(choice, "message", None), "content", 0)
+            if not isinstance(text, str | None):
+                raise NoAnswer("no chat completion in the answer")
+            usage = getattr(made, "usage", None)
+            prompt, completion = getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+            if isinstance(prompt, int) and isinstance(completion, int) and 0 <= min(prompt, completion) < MOST_TOKENS:
+                used = (min(prompt, MOST_TOKENS), min(completion, MOST_TOKENS))
+            if text is not None:
+                text = text.encode("utf-8", "replace").decode()[: most[1] * LONGEST_TOKEN]  # lone surrogates, no end
+            finish = str(getattr(choice, "finish_reason", None) or "stop")
+            return {"text": text, "finish": finish, "prompt_tokens": used[0], "completion_tokens": used[1]}
         except openai.APIStatusError as error:
             if error.status_code < 500:  # a gateway may give up on an answer that is billed all the same
                 used = (0, 0)
@@ -209,6 +231,20 @@ class EndpointTeacher(Teacher):
         tokens = (answer["prompt_tokens"], answer["completion_tokens"])
         fault = None if answer["finish"] in ("stop", None) else f"ended by {answer['finish']}"
         return Attempt(answer["text"] or None, fault, *tokens, self.budget.cost(*tokens))
+
+
+class NoAnswer(ValueError):
+    """What came back is no chat completion: a page of a gateway, say."""
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """A kept answer; None for one that is damaged, which is asked again."""
+    try:
+        answer = read_json(path)
+    except UserError:
+        return None
+    keys = {"text", "finish", "prompt_tokens", "completion_tokens"}
+    return answer if isinstance(answer, dict) and keys <= answer.keys() else None
 
 
 def _passes(error: BaseException) -> bool:

@@ -150,7 +150,8 @@ def teach(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     about = folder / "teach.json"
-    if about.exists() and read_json(about)["fingerprint"] != fingerprint:
+    known = read_json(about) if about.exists() else {"fingerprint": fingerprint}
+    if not isinstance(known, dict) or known.get("fingerprint") != fingerprint:
         raise UserError(f"{folder}: holds traces by another teacher, template or data; choose another --out.")
     write_json(about, {"fingerprint": fingerprint, "teacher": teacher.name})
     journal = _Journal(folder / "attempts.jsonl", teacher)
@@ -191,9 +192,14 @@ class _Journal:
     def __init__(self, path: Path, teacher: Teacher):
         self.path, self.teacher = path, teacher
         self._done: dict[tuple[str, bool], list[Attempt]] = {}  # by example, and whether the truth was told
-        for line in map(json.loads, whole_lines(path)):
-            for example_id, told, attempts in line:
-                self._done[example_id, told is not None] = [Attempt(**attempt) for attempt in attempts]
+        try:
+            for line in map(json.loads, whole_lines(path)):
+                for example_id, told, attempts in line:
+                    self._done[example_id, told is not None] = [Attempt(**attempt) for attempt in attempts]
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{path}: damaged ({error}); remove it, and everything kept elsewhere is used again."
+            ) from error
 
     def attempts(self, task: Task) -> list[Attempt]:
         """Nothing for a task that the teacher left out."""

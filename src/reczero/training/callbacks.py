@@ -11,6 +11,7 @@ from typing import Any
 import polars as pl
 from transformers import TrainerCallback
 
+from reczero.errors import UserError
 from reczero.files import atomic_file, whole_lines
 
 from .processes import Processes
@@ -50,7 +51,10 @@ class Journal:
         return [line for line in self._all() if line.get("stage") == self.stage]
 
     def _all(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in whole_lines(self.path)]
+        try:
+            return [dict(json.loads(line)) for line in whole_lines(self.path)]
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.path}: damaged ({error}); remove the broken line.") from error
 
     def forget_after(self, step: int) -> None:
         if not self.writes:

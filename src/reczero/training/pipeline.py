@@ -1,6 +1,7 @@
 """A run from recipe to report: the stages of each method, each done once."""
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import polars as pl
@@ -8,7 +9,7 @@ import polars as pl
 from reczero.errors import UserError
 from reczero.evaluation.compare import finish_comparison
 from reczero.evaluation.report import write_report
-from reczero.files import atomic_file, read_json
+from reczero.files import atomic_file, held, read_json
 from reczero.machine import keep_freed_memory
 from reczero.recipes import Recipe, TeacherRecipe
 from reczero.rollout import Policy
@@ -17,7 +18,7 @@ from .callbacks import rank
 from .processes import Processes, started
 from .reczero import reinforce
 from .run import Run
-from .session import Report, Say, Session, prepared, select, without_histories
+from .session import NothingToLearn, Report, Say, Session, prepared, select, without_histories
 from .sft import imitate
 from .teaching import contexts_of, kept, read_traces, teach_rows, traces_key, write_traces
 
@@ -55,6 +56,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
     say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
     if processes.count > 1:
         say(f"{processes.count} processes, {recipe.training.groups_per_step // processes.count} groups a step in each")
+    known = run.info.get("data", {}).get("fingerprint")
+    if known not in (None, data.fingerprint):
+        raise UserError(
+            f"{out}: was begun on other data than {data.path} holds now; restore it, or choose another --out."
+        )
     if processes.main:
         run.begin(recipe)
         _write_test_examples(session, policy)
@@ -62,18 +68,24 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
         method=recipe.method, data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict()
     )
     del policy
+    with held(out) if processes.main else nullcontext():
+        _all_stages(session)
+    processes.part()
+    return run
 
+
+def _all_stages(session: Session) -> None:
+    """What the method asks for, to the report."""
+    recipe, run, processes = session.recipe, session.run, session.processes
     session.predict_test("untrained")
     stage = METHODS[recipe.method](session)
     session.finish(stage)
     processes.wait()
     session.predict_test(recipe.method, run.path / "model")
     if processes.main:
-        finish_comparison(out, without_histories(data, "train"), data.scale)
-        write_report(out)
+        finish_comparison(run.path, without_histories(session.data, "train"), session.data.scale)
+        write_report(run.path)
     run.save(finished=True)
-    processes.part()
-    return run
 
 
 def _silent(_: object) -> None:
@@ -121,9 +133,13 @@ def _iterate(session: Session) -> str:
             kind="policy", policy=str(session.model_of(best)), samples=s.samples, keep=s.keep, retell=False,
             temperature=s.temperature, tolerance=first.tolerance, balance=first.balance, examples=first.examples,
         )  # fmt: skip
-        written = _taught(session, teach, settings, used)
+        try:
+            written = _taught(session, teach, settings, used)
+            traces = kept(written, run.path / "traces" / teach)
+        except NothingToLearn as error:
+            session.say(f"round {i}: {error} So it ends here.")
+            break
         used = pl.concat([used, written["example_id"]])
-        traces = kept(written, run.path / "traces" / teach)
         imitate(session, sft, traces, contexts_of(session.data, traces).contexts)
         reinforce(session, grpo, session.model_of(sft))
         alone, after = (run.info["stages"][name]["best_validation"] for name in (sft, grpo))

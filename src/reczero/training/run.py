@@ -32,6 +32,8 @@ class Run:
         """
         text = to_yaml(recipe)
         if (path / "run.json").is_file():
+            if not (path / "recipe.yaml").is_file():
+                raise UserError(f"{path}: its recipe.yaml is missing; restore it, or choose another --out.")
             if (path / "recipe.yaml").read_text("utf-8") != text:
                 raise UserError(f"{path}: holds a run of another recipe; choose another --out or remove the folder.")
             if not resume:

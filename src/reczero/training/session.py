@@ -22,7 +22,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from reczero.data import EXAMPLES, Dataset, Split, prepare_cached
 from reczero.errors import UserError
 from reczero.evaluation import metrics
-from reczero.files import atomic_dir, atomic_file, read_json
+from reczero.files import atomic_dir, atomic_file, read_json, sha256
 from reczero.models import load_policy, quiet
 from reczero.reasoning import Context, Scale, Template
 from reczero.recipes import Recipe
@@ -34,6 +34,10 @@ from .run import Run
 
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
+
+
+class NothingToLearn(UserError):
+    """No rows, or no traces, are left to learn from."""
 
 
 class Part(NamedTuple):
@@ -67,6 +71,8 @@ def rows_of(
         enough &= ~pl.col("example_id").is_in(without.implode())
     rows = data.examples(split, where=enough, limit=count)
     if rows.is_empty():
+        if without is not None:
+            raise NothingToLearn(f"data set {data.name}: no {split} rows with enough context are left.")
         raise UserError(f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history.")
     return rows
 
@@ -106,6 +112,11 @@ def load(
     if learns and m.train_layers:
         freeze_below(loaded, m.train_layers)
     return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens)
+
+
+def weights_mark(model: str) -> Any:
+    """What tells a model from others: the hashes of a folder's weights, wherever it lies, or its name."""
+    return {path.name: sha256(path) for path in sorted(Path(model).glob("*.safetensors"))} or model
 
 
 def new_adapter(policy: Policy, recipe: Recipe) -> LoraConfig | None:
@@ -212,6 +223,8 @@ class Session:
         if self.reuse is None:
             return False
         info = read_json(self.reuse / "run.json")
+        if not isinstance(info, dict):
+            raise UserError(f"--reuse {self.reuse}: its run.json is damaged.")
         if stage not in info.get("seconds", {}) or info.get("stages", {}).get(stage, {}).get("key") != key:
             return False
         self.say(f"{stage}: taken from {self.reuse}, which did it with the same inputs")
@@ -239,7 +252,7 @@ class Session:
         m, e, r = self.recipe.model, self.recipe.evaluation, self.recipe.rollout
         common = [
             self.data.fingerprint,
-            m.model_dump(mode="json"),
+            m.model_dump(mode="json") | {"name": weights_mark(m.name)},
             r.model_dump(mode="json"),
             e.model_dump(mode="json", exclude={"test_examples"}),
         ]

@@ -11,7 +11,7 @@ import polars as pl
 
 from reczero.data import Dataset
 from reczero.errors import UserError
-from reczero.files import cache_dir, sha256, writing
+from reczero.files import cache_dir, held, writing
 from reczero.reasoning import Template
 from reczero.recipes import Recipe, TeacherRecipe
 from reczero.rollout import Policy
@@ -19,7 +19,7 @@ from reczero.rollout.shared_prefix import cannot_share
 from reczero.teachers import EndpointTeacher, PolicyTeacher, ProfileWriter, Teacher, teach
 from reczero.teachers.teach import TRACES
 
-from .session import Part, rows_of, without_histories
+from .session import NothingToLearn, Part, rows_of, weights_mark, without_histories
 
 BATCH = 32  # tasks that a policy answers together
 
@@ -42,20 +42,23 @@ def write_traces(
     template = Template(recipe.rollout.template, data.scale)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if settings.kind == "profile":
-        center = float(without_histories(data, "train")["rating"].mean())  # type: ignore[arg-type]
-        teacher: Teacher = ProfileWriter(template, center)
-    elif settings.kind == "policy":
-        policy = load(settings.policy or recipe.model.name)
-        if settings.keep == "confident" and (reason := cannot_share(policy.model)):
-            raise UserError(f"teacher.keep: confident can't be told of this model ({reason}); choose first or diverse.")
-        teacher = PolicyTeacher(policy, settings.samples, settings.temperature, recipe.training.seed, BATCH)
-    else:
-        assert settings.endpoint is not None  # the recipe's own check
-        ledger = folder / "spent.jsonl"
-        teacher = EndpointTeacher(template, settings.endpoint, cache_dir() / "teacher", ledger, settings.samples)
-    fingerprint = traces_key(recipe, settings, data)
-    return teach(teacher, template, rows, data.contexts(rows), settings, fingerprint, folder, report)
+    with held(folder):
+        if settings.kind == "profile":
+            center = float(without_histories(data, "train")["rating"].mean())  # type: ignore[arg-type]
+            teacher: Teacher = ProfileWriter(template, center)
+        elif settings.kind == "policy":
+            policy = load(settings.policy or recipe.model.name)
+            if settings.keep == "confident" and (reason := cannot_share(policy.model)):
+                raise UserError(
+                    f"teacher.keep: confident can't be told of this model ({reason}); choose first or diverse."
+                )
+            teacher = PolicyTeacher(policy, settings.samples, settings.temperature, recipe.training.seed, BATCH)
+        else:
+            assert settings.endpoint is not None  # the recipe's own check
+            ledger = folder / "spent.jsonl"
+            teacher = EndpointTeacher(template, settings.endpoint, cache_dir() / "teacher", ledger, settings.samples)
+        fingerprint = traces_key(recipe, settings, data)
+        return teach(teacher, template, rows, data.contexts(rows), settings, fingerprint, folder, report)
 
 
 def traces_key(recipe: Recipe, settings: TeacherRecipe, data: Dataset) -> str:
@@ -67,16 +70,11 @@ def traces_key(recipe: Recipe, settings: TeacherRecipe, data: Dataset) -> str:
         asked |= {"model": e.model, "base_url": address, "temperature": e.temperature, "extra": e.extra}
         asked |= {"max_tokens": e.max_tokens}
     if settings.kind == "policy":
-        asked |= {"policy": _mark(settings.policy or recipe.model.name), "temperature": settings.temperature}
+        asked |= {"policy": weights_mark(settings.policy or recipe.model.name), "temperature": settings.temperature}
         asked |= {"seed": recipe.training.seed, "rollout": recipe.rollout.model_dump(mode="json")}
     template = recipe.rollout.template
     text = json.dumps([data.fingerprint, data.scale.to_dict(), asked, repr(template)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _mark(model: str) -> Any:
-    """What tells a model from others: the hashes of a folder's weights, wherever it lies, or its name."""
-    return {path.name: sha256(path) for path in sorted(Path(model).glob("*.safetensors"))} or model
 
 
 def read_traces(folder: Path) -> pl.DataFrame:
@@ -88,6 +86,13 @@ def read_traces(folder: Path) -> pl.DataFrame:
         raise UserError(f"{folder}: holds no traces.parquet ({error}); `reczero teach` writes one.") from error
     if missing := TRACES.keys() - set(table.columns):
         raise UserError(f"{path}: is no table of traces: no column {sorted(missing)[0]}.")
+    if other := [name for name, kind in TRACES.items() if table.schema[name] != kind]:
+        raise UserError(f"{path}: is no table of traces: column {other[0]} is of another kind.")
+    learned = table.filter("kept")
+    if learned["text"].null_count():
+        raise UserError(f"{path}: a kept trace has no text.")
+    if (twice := learned.filter(pl.col("example_id").is_duplicated())).height:
+        raise UserError(f"{path}: {twice['example_id'][0]!r} has two kept traces; keep one.")
     return table
 
 
@@ -95,7 +100,7 @@ def kept(table: pl.DataFrame, where: Path) -> pl.DataFrame:
     """Those traces that are trained on."""
     rows = table.filter("kept")
     if rows.is_empty():
-        raise UserError(f"{where}: not one trace was kept; `reczero traces` shows why.")
+        raise NothingToLearn(f"{where}: not one trace was kept; `reczero traces` shows why.")
     return rows
 
 
@@ -106,4 +111,8 @@ def contexts_of(data: Dataset, traces: pl.DataFrame) -> Part:
     found = wanted.join(rows, on="example_id", how="left", maintain_order="left")
     if lost := found["user_id"].null_count():
         raise UserError(f"teacher.traces: {lost} of {traces.height} traces are about no training row of {data.name}.")
+    if other := int((found["rating"] != traces["rating"]).sum()):
+        raise UserError(
+            f"teacher.traces: {other} of {traces.height} traces have another rating than {data.name}: of other data?"
+        )
     return Part(found, data.contexts(found))
