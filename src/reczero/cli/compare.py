@@ -105,7 +105,7 @@ def compare(
     groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}
     names = tuple(dict.fromkeys(name for given in wanted for name in groups.get(given, (given,))))
     data = _dataset(what[0])
-    folder = out or Path("runs") / f"compare-{data.path.name}"
+    folder = out or Path("runs") / f"compare-{Path(what[0]).name}"
     given = {name: _table(Path(file)) for name, file in map(_named_file, predictions or [])}
     chosen = dict(map(_named_model, model or []))
     if len(chosen) < len(model or []) or len(given) < len(predictions or []):
