@@ -138,6 +138,12 @@ class TestBoosting(BaselineContract):
 class TestBoostingClasses(BaselineContract):
     make = fitted("boosting-classes", max_iter=5)
 
+    def test_a_rating_that_occurs_once_among_many(self):
+        rng = np.random.default_rng(0)
+        rows = pl.DataFrame({"x_a": rng.random(10_500), "rating": np.r_[1.0, rng.integers(2, 6, 10_499).astype(float)]})
+        model = baselines.baseline("boosting-classes")(max_iter=2).fit(rows, SCALE)
+        assert np.isfinite(model.predict(rows[:5]).prediction).all()
+
     def test_only_ratings_that_were_seen(self):
         distribution = self.forecast().distribution
         assert distribution is not None and (distribution[:, [1, 2]] == 0).all()
@@ -169,6 +175,15 @@ def test_a_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
         baselines.baseline("biased-mf")
     with pytest.raises(UserError, match="no baseline 'nothing'"):
         baselines.baseline("nothing")
+
+
+@pytest.mark.parametrize("name", ["boosting", "boosting-classes"])
+def test_a_number_that_no_fitted_row_has(name: str):
+    """Where every item has a creator of its own, nothing is known of any of them."""
+    train = pl.DataFrame({"x_a": [1.0, 2.0, 3.0], "x_creator": [None] * 3, "rating": [1.0, 3.0, 5.0]})
+    train = train.with_columns(pl.col("x_creator").cast(pl.Float64).fill_null(float("nan")))
+    rows = pl.DataFrame({"x_a": [1.0, 2.0], "x_creator": [0.5, None]})
+    assert np.isfinite(baselines.baseline(name)(max_iter=2).fit(train, SCALE).predict(rows).prediction).all()
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,9 @@ class _Boosted(Baseline):
         return rows.select(pl.col(self._names).cast(pl.Float64)).to_numpy()
 
     def _learn(self, rows: pl.DataFrame) -> None:
-        self._names = [name for name in rows.columns if name.startswith(FEATURE)]
+        given = [name for name in rows.columns if name.startswith(FEATURE)]
+        # Without a single value there is nothing to cut at, and the library fails.
+        self._names = [name for name in given if rows[name].cast(pl.Float64).fill_nan(None).count()]
         if not self._names:
             raise ValueError(f"no column begins with {FEATURE}: rows need the numbers of reczero.evaluation.features")
         self._fit(self._matrix(rows), rows["rating"].to_numpy())
@@ -58,7 +60,9 @@ class BoostingClasses(_Boosted):
         self.model = None
         self.seen = np.unique(classes)
         if len(self.seen) > 1:
-            model = HistGradientBoostingClassifier(random_state=SEED, **self.settings)
+            # What is held back to stop early is drawn by class: of a rating that occurs once, that can't be.
+            alone = {"early_stopping": False} if np.bincount(classes)[self.seen].min() < 2 else {}
+            model = HistGradientBoostingClassifier(random_state=SEED, **self.settings | alone)
             self.model = model.fit(x, classes)
 
     def predict(self, examples: pl.DataFrame) -> Forecast:

@@ -27,12 +27,17 @@ class _Collaborative(Baseline):
 
     def _learn(self, rows: pl.DataFrame) -> None:
         reader = Reader(rating_scale=(self.scale.min, self.scale.max))
+        self.constant = float(rows["rating"][0]) if rows["rating"].n_unique() == 1 else None  # no similarity then
+        if self.constant is not None:
+            return
         columns = [rows[name].to_list() for name in (*self.columns, "rating")]
         loaded = Loaded(reader)
         loaded.raw_ratings = [(*row, None) for row in zip(*columns, strict=True)]
         self.model = self._algorithm(**self.settings).fit(loaded.construct_trainset(loaded.raw_ratings))
 
     def predict(self, examples: pl.DataFrame) -> Forecast:
+        if self.constant is not None:
+            return Forecast(np.full(examples.height, self.constant))
         asked = examples.select(self.columns).iter_rows()
         return Forecast(np.array([self.model.predict(user, item).est for user, item in asked], float))
 
