@@ -11,9 +11,10 @@ from predictor_contract import PredictorContract
 from reczero.cli import main
 from reczero.data import Dataset
 from reczero.errors import UserError
+from reczero.evaluation.findings import PROBES, UNALTERED
 from reczero.reasoning import Scale
 from reczero.rollout.language_model import LanguageModel, open_policy
-from reczero.rollout.probes import PROBES, UNALTERED, probe
+from reczero.rollout.probes import probe
 
 
 @pytest.fixture(scope="module")

@@ -98,8 +98,9 @@ def compare(
     from reczero.cli.progress import Progress
     from reczero.evaluation.baselines import NAMES, is_average
     from reczero.evaluation.compare import print_comparison
+    from reczero.evaluation.findings import summary
     from reczero.evaluation.report import write_report
-    from reczero.evaluation.study import Plan, study, summary
+    from reczero.evaluation.study import Plan, study
 
     wanted = baseline or (["averages"] if model else ["all"])
     groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}

@@ -31,9 +31,16 @@ def read_predictions_file(path: Path) -> pl.DataFrame:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_ASKS}") from error
     if missing := {"example_id", "prediction"} - set(table.columns):
         raise UserError(f"{path}: no column {min(missing)!r}; {_ASKS}")
+    text = pl.col(pl.String).str.strip_chars()
+    if nested := [name for name in ("example_id", "prediction") if table.schema[name].is_nested()]:
+        raise UserError(f"{path}: column {nested[0]!r} is nested; {_ASKS}")
+    if table.schema["prediction"].is_temporal():
+        raise UserError(f"{path}: column 'prediction' holds times; {_ASKS}")
     kept = [name for name in ("prediction", "tokens", "seconds") if name in table.columns]
     try:
-        return table.select(pl.col("example_id").cast(pl.String), pl.col(kept).cast(pl.Float64, strict=False))
+        numbers = table.with_columns(text).select("example_id", pl.col(kept).cast(pl.Float64, strict=False))
+        finite = [pl.when(pl.col(name).is_finite()).then(name).alias(name) for name in kept]
+        return numbers.select(pl.col("example_id").cast(pl.String), *finite)
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"{path}: a column holds neither text nor numbers ({str(error).splitlines()[0]}); {_ASKS}"

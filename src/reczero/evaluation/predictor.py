@@ -14,6 +14,10 @@ from reczero.files import atomic_dir, read_json
 from reczero.reasoning.scale import Scale
 
 
+class CannotRun(UserError):
+    """A predictor that these data, or this machine, do not allow."""
+
+
 class Forecast(NamedTuple):
     """Answers to rows, in their order.
 

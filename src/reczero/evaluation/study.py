@@ -23,20 +23,22 @@ import polars as pl
 from reczero import __version__
 from reczero.data import Dataset
 from reczero.errors import UserError
-from reczero.files import atomic_file, read_json, write_json, writing
+from reczero.files import atomic_file, write_json, writing
 from reczero.reasoning.scale import Scale
 
 from . import metrics, tuning
 from .baselines import FALLBACK, MEDIAN, NAMES, REFITTED, baseline, forms, is_baseline, median_of
 from .compare import align, shown_rows, table_of, user_codes, write_comparison
 from .features import with_features
-from .predictor import Baseline, Forecast
+from .findings import PROBES, latex, probed
+from .predictor import Baseline, CannotRun, Forecast
 from .slices import sliced
 
 SLICE_ROUNDS = 2_000  # of the many intervals by slice
 COLLABORATIVE = ("biased-mf", "svd++", "item-knn", "user-knn")
 EXPECTED = "-expected"
-UNALTERED = "unaltered"
+OF = "@"  # in the names of tables that are not an entry's own answers; no name may hold it
+FEW_ANSWERS = 0.5  # a smaller share of answers from outside is warned of
 PORTION = 512  # rows that a language model is asked before they are written
 _NAME = re.compile(r"[\w.+-]{1,100}")
 _SLIM = (
@@ -68,8 +70,7 @@ class Entrant(Protocol):
         """(rows, answers) ratings of sampled answers, NaN where one is malformed."""
 
     def probed(self, examples: pl.DataFrame, seed: int, progress: Callable[[int], None]) -> pl.DataFrame:
-        """example_id, probe, prediction, distribution: the rows again, with what the model reads altered; one of the
-        probes is `UNALTERED`."""
+        """example_id, probe, prediction, distribution: the rows again under each of `PROBES`, in that order."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,15 @@ class Plan:
                 raise UserError(f"name {name!r}: letters, digits and . _ + - only, such as --predictions mine=FILE")
             if is_baseline(name) or is_baseline(f"{name}{MEDIAN}"):
                 raise UserError(f"name {name!r}: is a baseline's; choose another, such as --predictions mine=FILE")
+        for name in self.models:
+            made = re.compile(re.escape(name) + rf"({EXPECTED}|{MEDIAN}|-(mean|median)-of-\d+)")
+            if other := next(filter(made.fullmatch, (*self.models, *self.given)), None):
+                raise UserError(f"name {other!r}: a decoding of {name} has it; choose another, such as mine=FILE")
         if twice := set(self.models) & set(self.given):
             raise UserError(f"name {min(twice)!r}: stands for two entries; name one of them, such as mine=FILE")
+        for name, runs in self.models.items():
+            if len({run.key for run in runs}) < len(runs):
+                raise UserError(f"--model {name}: the same model stands there twice; pool runs of several seeds")
         if unknown := [name for name in self.baselines if name not in NAMES]:
             raise UserError(f"no baseline {unknown[0]!r}; there are all, averages, {', '.join(NAMES)}")
 
@@ -154,11 +162,12 @@ class _Study:
         self.decoding: dict[str, dict[str, Any]] = {}
         self.probes: dict[str, list[dict[str, Any]]] = {}
         self.warnings: list[str] = []
+        self._keys: dict[str, str] = {}  # of given predictions: a hash of them
+        self._used: set[str] = set()  # tables of predictions that belong to this comparison
         self.train = data.examples("train", cold_start=None, columns=_SLIM)
         self.validation = data.examples("validation", cold_start=None, columns=_SLIM)
         if self.train.is_empty():
             raise UserError(f"{data.path}: has no training rows to fit baselines on; prepare it with some")
-        self.featured = False
         self.median = float(np.median(self.before_test["rating"].to_numpy()))
 
     @property
@@ -172,15 +181,16 @@ class _Study:
         for name, runs in self.plan.models.items():
             self._ask_model(name, runs)
         for name, table in self.plan.given.items():
-            forecast = Forecast(align(self.test, table, name))
+            forecast = Forecast(self._sensible(name, align(self.test, table, name)))
+            key = self._keys[name] = _hash(forecast.prediction.tolist())
+            self._kept(name, key, self.test, partial(_as_table, self.test, forecast, name, "given", None))
             self.entries[name] = _Entry({name: forecast.prediction}, None, _costs(table))
-            self._write(_as_table(self.test, forecast, name, "given", None), f"predictions/{name}.parquet")
         names = list(dict.fromkeys([*self.plan.baselines, FALLBACK]))
         kinds = {}
         for name in names:
             try:
                 kinds[name] = baseline(name)
-            except UserError as error:
+            except CannotRun as error:
                 if self.plan.baselines == tuple(NAMES):  # of "all" those that can run here
                     self._warn(f"left out: {error}")
                 else:
@@ -200,6 +210,19 @@ class _Study:
                 stored[name] = self._tune(kind)
             self.settings[name] = stored.get(name, {})
             self._ask_baseline(name, kind)
+
+    def _sensible(self, name: str, given: np.ndarray) -> np.ndarray:
+        """Numbers from outside, (rows,): what is further from the scale than it is wide is no answer. Warns of
+        failures."""
+        low, high = self.scale.min - self.scale.width, self.scale.max + self.scale.width
+        absurd = np.isfinite(given) & ((given < low) | (given > high))
+        if absurd.any():
+            many = f"{absurd.sum():,} predictions are far off the scale, such as {given[absurd][0]:g}"
+            self._warn(f"{name}: {many}; they count as failures")
+        given = np.where(absurd, np.nan, given)
+        if (share := metrics.parse_rate(given)) < FEW_ANSWERS:
+            self._warn(f"{name}: only {share:.0%} of the test rows have an answer; all others count as failures")
+        return given
 
     def _warn(self, text: str) -> None:
         self.warnings.append(text)
@@ -228,7 +251,8 @@ class _Study:
         return chosen
 
     def _ask_baseline(self, name: str, kind: type[Baseline]) -> None:
-        settings, key = self.settings[name], None
+        settings = self.settings[name]
+        learned = self.validation.filter(self.enough)["example_id"].to_list() if kind.combines else None
 
         def made(refit: int) -> Callable[[], pl.DataFrame]:
             def make() -> pl.DataFrame:
@@ -243,10 +267,10 @@ class _Study:
 
         for refit in (0, self.plan.refit) if self.plan.refit and name in COLLABORATIVE else (0,):
             called = f"{name}{REFITTED if refit else ''}"
-            key = _hash(self.data.fingerprint, name, settings, refit, __version__, self.test.height)
+            key = _hash(name, settings, refit, __version__, learned)
             try:
-                table = self._kept(called, key, made(refit))
-            except UserError as error:
+                table = self._kept(called, key, self.test, made(refit))
+            except CannotRun as error:
                 self._warn(str(error))
                 continue
             forecast = _forecast(table, self.scale)
@@ -296,14 +320,13 @@ class _Study:
         costs."""
         ways, distributions, tables = [], [], []
         for number, model in enumerate(runs, 1):
-            called = name if number == 1 else f"{name}.run{number}"
-            key = _hash(self.data.fingerprint, model.key)
-            tables.append(self._answers(called, model, key, rows, part))
+            called = name if number == 1 else f"{name}{OF}run{number}"
+            tables.append(self._answers(called, model, rows, part))
             forecast = _forecast(tables[-1], self.scale)
             nothing = np.full((rows.height, len(self.scale.grid())), np.nan)
             distributions.append(nothing if forecast.distribution is None else forecast.distribution)
             found = decoded(name, Forecast(forecast.prediction, distributions[-1]), self.scale)
-            ways.append(found | self._samples(name, called, model, key, rows, part))
+            ways.append(found | self._samples(name, called, model, rows, part))
         given = {way: np.stack([found[way] for found in ways]) for way in ways[0]}
         distribution = np.stack(distributions)
         if np.isnan(distribution).all():
@@ -314,28 +337,26 @@ class _Study:
         self.say(f"{name}: {what}, {rows:,} rows")
         return lambda done: self.report({"what": f"{name}, {what}", "predicted": done, "of": rows})
 
-    def _answers(self, name: str, model: Entrant, key: str, rows: pl.DataFrame, part: str) -> pl.DataFrame:
+    def _answers(self, name: str, model: Entrant, rows: pl.DataFrame, part: str) -> pl.DataFrame:
         """Greedy answers, portion by portion, so that a kill costs no more than one."""
-        called = name if part == "test" else f"{name}.{part}"
+        called = name if part == "test" else f"{name}{OF}{part}"
 
         def make() -> pl.DataFrame:
             progress = self._progress(name, part, rows.height)
 
             def portion(start: int) -> pl.DataFrame:
-                return model.table(rows[start : start + PORTION], lambda done: progress(start + done))
+                part = rows[start : start + PORTION]
+                ask = partial(model.table, part, lambda done: progress(start + done))
+                return self._kept(f"{called}{OF}{start}", model.key, part, ask)
 
-            starts = range(0, rows.height, PORTION)
-            keys = {start: _hash(key, rows.height, start) for start in starts}
-            return pl.concat([self._kept(f"{called}.{at}", keys[at], partial(portion, at)) for at in starts])
+            return pl.concat([portion(start) for start in range(0, rows.height, PORTION)])
 
-        table = self._kept(called, _hash(key, rows.height), make)
+        table = self._kept(called, model.key, rows, make)
         for start in range(0, rows.height, PORTION):
-            (self.out / "predictions" / f"{called}.{start}.parquet").unlink(missing_ok=True)
+            (self.out / "predictions" / f"{called}{OF}{start}.parquet").unlink(missing_ok=True)
         return table
 
-    def _samples(
-        self, name: str, called: str, model: Entrant, key: str, rows: pl.DataFrame, part: str
-    ) -> dict[str, np.ndarray]:
+    def _samples(self, name: str, called: str, model: Entrant, rows: pl.DataFrame, part: str) -> dict[str, np.ndarray]:
         """Mean and median of sampled answers -> (rows,)"""
         if not (count := self.plan.samples):
             return {}
@@ -345,7 +366,7 @@ class _Study:
             drawn = model.sampled(rows, count, self.plan.seed, progress)
             return rows.select("example_id", samples=pl.Series(drawn.tolist(), dtype=pl.List(pl.Float64)))
 
-        table = self._kept(f"{called}.samples{count}.{part}", _hash(key, rows.height, self.plan.seed), make)
+        table = self._kept(f"{called}{OF}samples{count}{OF}{part}", _hash(model.key, self.plan.seed), rows, make)
         drawn = np.array(table["samples"].to_list(), float)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # a row without any answer: NaN, a failure
@@ -353,13 +374,12 @@ class _Study:
         return {f"{name}-mean-of-{count}": mean, f"{name}-median-of-{count}": median}
 
     def _probe(self, name: str, model: Entrant) -> None:
-        key = _hash(self.data.fingerprint, model.key)
         rows = self.data.examples("test", where=self.enough, limit=self.plan.probe)
 
         def make() -> pl.DataFrame:
-            return model.probed(rows, self.plan.seed, self._progress(name, "probes", rows.height * 8))
+            return model.probed(rows, self.plan.seed, self._progress(name, "probes", rows.height * len(PROBES)))
 
-        table = self._kept(f"{name}.probes", _hash(key, rows.height, self.plan.seed), make)
+        table = self._kept(f"{name}{OF}probes", _hash(model.key, self.plan.seed), rows, make, len(PROBES))
         self.probes[name] = probed(rows, table, self.scale, self.median, self.plan.rounds, self.plan.seed)
 
     def _validation_rows(self) -> pl.DataFrame:
@@ -367,20 +387,40 @@ class _Study:
             return self.validation.clear()
         return self.data.examples("validation", where=self.enough, limit=self.plan.validation)
 
-    def _kept(self, name: str, key: str, make: Callable[[], pl.DataFrame]) -> pl.DataFrame:
-        """The entry's table in `predictions/`, made unless it is there from the same inputs. Its rows are in the order
-        of what was asked, which is what counts: its ids may be aliases."""
-        key = _hash(key, self.plan.anonymise, self.plan.seed if self.plan.anonymise else None)
-        path, keys_path = self.out / "predictions" / f"{name}.parquet", self.out / "predictions" / "keys.json"
-        keys = read_json(keys_path) if keys_path.is_file() else {}
-        if keys.get(name) == key and path.is_file():
-            return pl.read_parquet(path)
+    def _kept(
+        self, name: str, key: str, rows: pl.DataFrame, make: Callable[[], pl.DataFrame], times: int = 1
+    ) -> pl.DataFrame:
+        """The table in `predictions/` of what was asked about `rows`, `times` lines each, made unless it is there from
+        the same inputs. Its lines are in the order of the rows, which is what counts: its ids may be aliases."""
+        self._used.add(name)
+        alias = self.plan.seed if self.plan.anonymise else None
+        key = _hash(key, self.data.fingerprint, rows["example_id"].to_list(), alias)
+        path = self.out / "predictions" / f"{name}.parquet"
+        if self._read_keys().get(name) == key and path.is_file():
+            try:
+                kept = pl.read_parquet(path)
+                if kept.height == times * rows.height:
+                    return kept
+            except (pl.exceptions.PolarsError, OSError):
+                pass  # damaged: asked again
         table = make()
         self._write(table, f"predictions/{name}.parquet")
-        write_json(
-            keys_path, (read_json(keys_path) if keys_path.is_file() else {}) | {name: key}
-        )  # a portion wrote too
+        write_json(self.out / "predictions" / "keys.json", self._read_keys() | {name: key})
         return table
+
+    def _read_keys(self) -> dict[str, str]:
+        """What each table was made from; nothing where the file is missing or damaged, and all is asked again."""
+        try:
+            keys = json.loads((self.out / "predictions" / "keys.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return keys if isinstance(keys, dict) else {}
+
+    def _drop_others(self) -> None:
+        """Tables of earlier comparisons in this folder: they may tell whom this one was asked to leave unnamed."""
+        for path in (self.out / "predictions").glob("*.parquet"):
+            if path.stem not in self._used:
+                path.unlink()
 
     def _write(self, table: pl.DataFrame, name: str) -> None:
         """A table of examples; where it was asked for, numbers in place of user ids."""
@@ -449,6 +489,8 @@ class _Study:
         for name, part in (("cold_start", cold), ("pairs", pairs), ("slices", cut)):
             write_comparison(part, self.out / f"{name}.csv")
         self._write_examples(main, lists)
+        if plan.anonymise:
+            self._drop_others()
         write_json(self.out / "comparison.json", result)
         with atomic_file(self.out / "comparison.tex") as file:
             file.write_text(latex(table), "utf-8")
@@ -539,90 +581,11 @@ def decoded(name: str, forecast: Forecast, scale: Scale) -> dict[str, np.ndarray
     return given
 
 
-def probed(
-    rows: pl.DataFrame, table: pl.DataFrame, scale: Scale, fallback: float, rounds: int, seed: int
-) -> list[dict[str, Any]]:
-    """Of each probe: how far the rating moves from the unaltered one and how the error changes, with 95 % intervals.
-
-    table: each probe's answers in the order of `rows`. moved: mean |altered - unaltered| of the number; moved_expected:
-    of the distribution's mean; changed: share of rows whose number is another one; mae, and mae_change against
-    unaltered with its interval and p value.
-    """
-    truth, users = rows["rating"].cast(pl.Float64).to_numpy(), user_codes(rows)
-    grid = np.asarray(scale.grid())
-    numbers, means = {}, {}
-    for (name,), part in table.group_by("probe", maintain_order=True):
-        numbers[str(name)] = metrics.answered(part["prediction"].fill_null(float("nan")).to_numpy(), fallback)
-        nothing = [float("nan")] * len(grid)
-        given = np.array([row or nothing for row in part["distribution"].to_list()], float) @ grid
-        means[str(name)] = metrics.answered(given, fallback)
-    before, before_mean = numbers[UNALTERED], means[UNALTERED]
-    found = []
-    for name, after in numbers.items():
-        moved = metrics.score(before, {name: after}, users, fallback, rounds, seed)[name].mae
-        expected = metrics.score(before_mean, {name: means[name]}, users, fallback, rounds, seed)[name].mae
-        change = metrics.paired_difference(truth, after, before, users, fallback, rounds, seed)
-        found.append(
-            {"probe": name, "rows": rows.height}
-            | {"moved": moved.value, "moved_low": moved.low, "moved_high": moved.high}
-            | {"moved_expected": expected.value, "changed": float((np.abs(after - before) > 1e-9).mean())}
-            | {"mae": metrics.mae(truth, after), "mae_change": change.mae.value}
-            | {"mae_change_low": change.mae.low, "mae_change_high": change.mae.high, "p": change.p_mae}
-        )
-    return [{k: None if v != v else v for k, v in line.items()} for line in found]
-
-
-def summary(found: Mapping[str, Any]) -> list[str]:
-    """Sentences under the table on the terminal: decodings, cold starts, probes, the closest opponents."""
-    said = []
-    for name, decoding in found["decoding"].items():
-        best = decoding["best"]
-        chosen = f"{best['mae']} is the decoding for MAE and {best['rmse']} for RMSE"
-        said.append(f"{name}: by {decoding['rows']} validation rows, {chosen}")
-    ours = {pair["model"] for pair in found["pairs"]}
-    mae = {row["model"]: row["mae"] for row in found["comparison"]}
-    for name in sorted(ours, key=lambda name: mae[name])[:3]:
-        own = [pair for pair in found["pairs"] if pair["model"] == name and pair["against"] not in ours]
-        if own:
-            best_pair = min(own, key=lambda pair: mae[pair["against"]])
-            p = best_pair["p_mae_holm"]
-            said.append(
-                f"{name} against {best_pair['against']}, the best of the others: MAE {best_pair['mae']:+.3f}"
-                + ("" if p is None else f", p = {p:.2g} (Holm, {len(found['pairs'])} pairs)")
-            )
-    if found["rows"]["cold_start"]:
-        said.append(f"{found['rows']['cold_start']:,} cold starts have their own table: cold_start.csv")
-    for name, lines in found["probes"].items():
-        moved = ", ".join(f"{line['probe']} {line['moved']:.3f}" for line in lines if line["probe"] != UNALTERED)
-        said.append(f"{name}, how far its rating moves under probes: {moved}")
-    return said
-
-
 def with_fallback(distribution: np.ndarray, fallback: float, scale: Scale) -> np.ndarray:
     """(rows, ratings) with certainty of the fallback where there is no distribution."""
     grid = np.asarray(scale.grid())
     certain = (np.abs(grid - fallback) == np.abs(grid - fallback).min()).astype(float)
     return np.where(np.isnan(distribution).any(1, keepdims=True), certain / certain.sum(), distribution)
-
-
-def latex(table: pl.DataFrame) -> str:
-    """The main table for a paper that uses booktabs."""
-    lines = [
-        r"\begin{tabular}{lrrrrr}",
-        r"\toprule",
-        r"Model & MAE & 95\,\% interval & RMSE & 95\,\% interval & parsed \\",
-        r"\midrule",
-    ]
-    for row in table.sort("mae", maintain_order=True).iter_rows(named=True):
-        name = re.sub(r"([_&%#$])", r"\\\1", row["model"])
-
-        def interval(figure: str, row: dict[str, Any] = row) -> str:
-            low, high = row[f"{figure}_low"], row[f"{figure}_high"]
-            return "" if low is None else f"{low:.3f}--{high:.3f}"
-
-        cells = [name, f"{row['mae']:.3f}", interval("mae"), f"{row['rmse']:.3f}", interval("rmse")]
-        lines.append(" & ".join([*cells, rf"{100 * row['parse_rate']:.1f}\,\%"]) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def asdict_plan(plan: Plan) -> dict[str, Any]:

@@ -14,8 +14,9 @@ from reczero.reasoning.scale import Scale
 from . import charts, slices
 from .baselines import is_baseline
 from .compare import COLUMNS, align, read_examples
+from .findings import PROBES, summary
 from .page import Cell, Table, cell, island, json_of, main_rows, parquet_of, percent, pictures, share, write_page
-from .study import PAIRS, summary
+from .study import PAIRS
 
 MOST_GROUPS = 12  # of a slice that one picture holds
 MOST_SERIES = 4
@@ -38,16 +39,6 @@ _FURTHER = {  # column of the main table -> heading, order with the best first, 
     "rps": ("RPS", UP, "{:.3f}"),
     "tokens": ("Tokens", UP, "{:,.0f}"),
     "seconds": ("Seconds", UP, "{:,.3f}"),
-}
-_PROBES = {  # as in docs/evaluation.md
-    "unaltered": "Nothing: the answers that the others are held against.",
-    "other-user": "History, average and count are another user's.",
-    "shuffled-history": "The history's entries stand in another order.",
-    "no-history": "Nothing is known of the user.",
-    "no-item-text": "The item has no title, attributes or reviews; its average stays.",
-    "own-reasoning": "Nothing: its own reasoning is handed back. A control: nothing should move.",
-    "cut-reasoning": "Each section of its reasoning ends after half of its tokens.",
-    "other-reasoning": "The reasoning is what it wrote about another row.",
 }
 _FILTERS = ("user's earlier ratings", "item's earlier ratings", "category")
 
@@ -101,7 +92,7 @@ def write_study_report(folder: Path) -> Path:
             "settings": found["settings"],
             "calibration": _calibration(found),
             "probes": _probes(found),
-            "probed": {name: _PROBES.get(name, "") for lines in found["probes"].values() for name in _names(lines)},
+            "probed": {name: PROBES.get(name, "") for lines in found["probes"].values() for name in _names(lines)},
             "groups": browsed["groups"],
             "written": any(said["text"] for example in browsed["examples"] for said in example["given"].values()),
         },

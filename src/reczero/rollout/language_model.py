@@ -82,11 +82,9 @@ class LanguageModel(Predictor):
         """As `open_policy`."""
         place, _, rollout = _found(name)
         weights = resolve_model(place)
-        marks = (
-            [sha256(path) for path in sorted(weights.glob("*.safetensors"))]
-            if isinstance(weights, Path)
-            else [str(name)]
-        )
+        # Weights, configuration, tokenizer and chat template; of a hub, the name.
+        files = sorted(weights.glob("*")) if isinstance(weights, Path) else []
+        marks = [sha256(path) for path in files if path.suffix in (".safetensors", ".json", ".jinja")] or [str(name)]
         text = json.dumps([marks, rollout.model_dump(mode="json")], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return cls(open_policy(name, data.scale), data, key, batch_size, rollout.temperature)

@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 
 from reczero.errors import UserError
+from reczero.evaluation.findings import UNALTERED
 from reczero.reasoning import Answer, Context, Opinion
 
 from .decoder import Completion
@@ -19,17 +20,6 @@ from .packed import packed_weights
 from .policy import Policy
 from .shared_prefix import cannot_share
 
-UNALTERED = "unaltered"
-PROBES = {
-    UNALTERED: "as it is",
-    "other-user": "another user's history and average",
-    "shuffled-history": "the history's entries in another order",
-    "no-history": "nothing known of the user",
-    "no-item-text": "the item without title, attributes and reviews (its average stays)",
-    "own-reasoning": "its own reasoning handed back: only the rating is written anew (nothing should move)",
-    "cut-reasoning": "of each section of its reasoning only the first half",
-    "other-reasoning": "the reasoning that it wrote about another user and item",
-}
 SCHEMA: dict[str, pl.DataType] = {
     "example_id": pl.String(), "probe": pl.String(), "prediction": pl.Float64(),
     "distribution": pl.List(pl.Float64()), "text": pl.String(),

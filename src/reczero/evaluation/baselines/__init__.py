@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 
 from reczero.errors import UserError
-from reczero.evaluation.predictor import Baseline, Forecast
+from reczero.evaluation.predictor import Baseline, CannotRun, Forecast
 from reczero.reasoning.scale import Scale
 
 from .averages import Additive, AverageRegression, GlobalMean, GlobalMedian, ItemAverage, UserAverage
@@ -39,7 +39,7 @@ def baseline(name: str) -> type[Baseline]:
         return getattr(import_module(f"{__name__}.{module}"), kind_name)
     except ModuleNotFoundError as error:
         extra = "reviews" if module == "reviews" else "baselines"
-        raise UserError(f"baseline {name} needs {error.name}: pip install 'reczero[{extra}]'") from error
+        raise CannotRun(f"baseline {name} needs {error.name}: pip install 'reczero[{extra}]'") from error
 
 
 def is_average(name: str) -> bool:

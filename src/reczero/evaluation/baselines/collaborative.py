@@ -12,8 +12,7 @@ import polars as pl
 from surprise import SVD, AlgoBase, KNNBaseline, Reader, SVDpp
 from surprise import Dataset as Loaded
 
-from reczero.errors import UserError
-from reczero.evaluation.predictor import Baseline, Forecast
+from reczero.evaluation.predictor import Baseline, CannotRun, Forecast
 
 SEED = 0
 MOST_NEIGHBOURS = 30_000  # users or items between which all similarities fit into memory: 7 GB
@@ -70,7 +69,7 @@ class _Neighbours(_Collaborative):
 
     def _learn(self, rows: pl.DataFrame) -> None:
         if (count := rows[self.between].n_unique()) > MOST_NEIGHBOURS:
-            raise UserError(
+            raise CannotRun(
                 f"baseline {self.name}: similarities between {count:,} of {self.between} do not fit into memory "
                 f"(at most {MOST_NEIGHBOURS:,}); leave it out"
             )

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from reczero.errors import UserError
-from reczero.evaluation.predictor import Baseline, Forecast
+from reczero.evaluation.predictor import Baseline, CannotRun, Forecast
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # the same numbers every time
@@ -36,7 +35,7 @@ class NARRE(Baseline):
         rated = rows.select("user_id", "item_id", pl.col("rating")).rows()
         texts = rows.filter(pl.col("review").str.strip_chars() != "").select("user_id", "item_id", "review").rows()
         if not texts:
-            raise UserError("baseline narre: the data set has no reviews; leave it out")
+            raise CannotRun("baseline narre: the data set has no reviews; leave it out")
         reviews = ReviewModality(
             data=texts, tokenizer=BaseTokenizer(stop_words="english"), max_vocab=4000, max_doc_freq=0.5
         )  # fmt: skip
