@@ -31,6 +31,16 @@ def compared(data: Dataset, out: Path, *options: str) -> pl.DataFrame:
     return pl.read_csv(out / "comparison.csv")
 
 
+def guided(tiny_model_dir: Path, folder: Path) -> Path:
+    """The tiny model in a folder of its own, asked guided and briefly."""
+    folder.mkdir()
+    for file in tiny_model_dir.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    template = {"instructions": "brief", "history": 1, "opinions": 0, "section_tokens": 3}
+    (folder / "reczero.json").write_text(json.dumps({"rollout": {"guided": True, "template": template}}))
+    return folder
+
+
 def row(table: pl.DataFrame, name: str) -> dict:
     return table.row(by_predicate=pl.col("model") == name, named=True)
 
@@ -192,13 +202,91 @@ def test_a_quick_look_at_some_rows_leaves_nothing_stale_behind(data, tmp_path):
     assert pl.read_parquet(tmp_path / "out" / "predictions" / "biased-mf.parquet").height > 20
 
 
+def test_a_folder_used_again_with_other_limits_says_what_a_fresh_one_says(table, tiny_model_dir, tmp_path):
+    model = guided(tiny_model_dir, tmp_path / "m")
+    command = ["compare", str(table), "--model", f"m={model}", "--validation", "10", "--samples", "2", "--probe", "5"]
+    command += ["--baseline", "average-regression", "--rounds", "100"]
+    more = ["--min-user-history", "22", "--min-item-history", "6"]
+    assert main.run([*command, "--out", str(tmp_path / "used")]) == 0
+    assert main.run([*command, *more, "--out", str(tmp_path / "used")]) == 0
+    assert main.run([*command, *more, "--out", str(tmp_path / "fresh")]) == 0
+    used, fresh = (json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("used", "fresh"))
+    for key in ("rows", "decoding", "pairs", "slices", "probes", "calibration"):
+        assert used[key] == fresh[key], key
+
+
+def test_another_model_or_file_of_the_same_name_is_asked_anew(data, table, tiny_model_dir, tmp_path):
+    model = guided(tiny_model_dir, tmp_path / "m")
+    command = ["compare", str(table), "--baseline", "global-median", "--validation", "0", "--rounds", "100", "--out"]
+    command += [str(tmp_path / "out")]
+
+    def mae(*options: str) -> float:
+        assert main.run([*command, *options]) == 0
+        return row(pl.read_csv(tmp_path / "out" / "comparison.csv"), "m")["mae"]
+
+    first = mae("--model", str(model))
+    Dataset.open(table).examples("test", None).select("example_id", prediction="rating").write_csv(tmp_path / "m.csv")
+    assert mae("--predictions", f"m={tmp_path / 'm.csv'}") == 0
+    assert mae("--model", str(model)) == first
+    path = tmp_path / "out" / "predictions" / "m.parquet"
+    before = path.stat().st_mtime_ns
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    mae("--model", str(model))
+    assert path.stat().st_mtime_ns != before
+    # Damaged tables and keys are asked again.
+    (tmp_path / "out" / "predictions" / "global-median.parquet").write_bytes(b"PAR1")
+    pl.read_parquet(path).head(3).write_parquet(path)
+    again = mae("--model", str(model))
+    (tmp_path / "out" / "predictions" / "keys.json").write_text("[]")
+    assert mae("--model", str(model)) == again
+
+
+@pytest.mark.parametrize("name", ["m-expected", "m-median", "m-mean-of-8", "m@run2", "m/x"])
+def test_names_that_would_stand_for_two_things(data, table, tiny_model_dir, tmp_path, name, capsys):
+    model = guided(tiny_model_dir, tmp_path / "m")
+    (tmp_path / "p.csv").write_text("example_id,prediction\n")
+    command = ["compare", str(table), "--model", str(model), "--predictions", f"{name}={tmp_path / 'p.csv'}"]
+    assert main.run([*command, "--out", str(tmp_path / "out")]) == 2
+    assert name in capsys.readouterr().err
+    assert main.run(["compare", str(table), "--model", f"m={model},{model}", "--out", str(tmp_path / "out")]) == 2
+    assert "stands there twice" in capsys.readouterr().err
+
+
+def test_absurd_numbers_are_failures_and_told(data, tmp_path, capsys):
+    test = data.examples("test", cold_start=None).select(
+        "example_id", prediction=pl.lit(3.0), tokens=pl.lit(float("inf"))
+    )
+    spoilt = pl.when(pl.int_range(pl.len()) % 3 > 0).then(pl.lit(1e200)).otherwise("prediction")
+    test.with_columns(prediction=spoilt).write_csv(tmp_path / "p.csv")
+    table = compared(data, tmp_path / "out", "--predictions", f"p={tmp_path / 'p.csv'}", "--baseline", "averages")
+    said = capsys.readouterr().err
+    assert (
+        "far off the scale, such as 1e+200; they count as failures" in said
+        and "of the test rows have an answer" in said
+    )
+    assert row(table, "p")["mae"] < 2
+    json.loads((tmp_path / "out" / "comparison.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_anonymised_in_a_used_folder_leaves_no_name_behind(data, tmp_path):
+    rows = data.examples("test", cold_start=None).select("example_id", prediction="user_avg")
+    rows.write_csv(tmp_path / "p.csv")
+    compared(data, tmp_path / "out", "--predictions", f"p={tmp_path / 'p.csv'}", "--baseline", "averages")
+    compared(data, tmp_path / "out", "--baseline", "averages", "--anonymise")
+    for path in (tmp_path / "out").rglob("*.parquet"):
+        assert pl.read_parquet(path)["example_id"].str.starts_with("user-").all(), path
+
+
+def test_what_is_no_fault_of_a_baseline_ends_the_comparison(data, tmp_path, capsys):
+    (tmp_path / "out" / "predictions" / "additive.parquet").mkdir(parents=True)
+    (tmp_path / "out" / "comparison.json").write_text("{}")
+    assert main.run(["compare", str(data.path), "--out", str(tmp_path / "out"), *LIGHT, "--baseline", "averages"]) == 2
+    assert "additive.parquet" in capsys.readouterr().err
+
+
 def test_a_language_model_with_all_that_can_be_asked_of_it(table, tiny_model_dir, tmp_path, capsys):
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    for file in tiny_model_dir.iterdir():
-        (folder / file.name).write_bytes(file.read_bytes())
-    template = {"instructions": "brief", "history": 1, "opinions": 0, "section_tokens": 3}
-    (folder / "reczero.json").write_text(json.dumps({"rollout": {"guided": True, "template": template}}))
+    folder = guided(tiny_model_dir, tmp_path / "tiny")
     out = tmp_path / "out"
     command = ["compare", str(table), "--model", str(folder), "--out", str(out), "--rounds", "100", "--samples", "3"]
     command += ["--probe", "6", "--validation", "10", "--anonymise"]
@@ -230,17 +318,12 @@ def test_runs_of_several_seeds_are_pooled(table, tiny_model_dir, tmp_path):
 
     names = []
     for seed in range(2):
-        names.append(tmp_path / f"seed{seed}")
-        names[-1].mkdir()
-        for file in tiny_model_dir.iterdir():
-            (names[-1] / file.name).write_bytes(file.read_bytes())
+        names.append(guided(tiny_model_dir, tmp_path / f"seed{seed}"))
         weights = load_file(names[-1] / "model.safetensors")
         torch.manual_seed(seed)
         for name, weight in weights.items():
             weights[name] = weight + 0.3 * seed * torch.randn_like(weight)
         save_file(weights, names[-1] / "model.safetensors", metadata={"format": "pt"})
-        template = {"instructions": "brief", "history": 1, "opinions": 0, "section_tokens": 3}
-        (names[-1] / "reczero.json").write_text(json.dumps({"rollout": {"guided": True, "template": template}}))
     command = ["compare", str(table), "--rounds", "100", "--validation", "10", "--baseline", "global-median", "--out"]
     both = f"both={names[0]},{names[1]}"
     assert main.run([*command, str(tmp_path / "out"), "--model", both, *(f"--model={name}" for name in names)]) == 0
