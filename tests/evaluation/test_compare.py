@@ -159,3 +159,15 @@ def test_the_table_on_the_terminal_ranks_by_error(
     shown = capsys.readouterr().out
     assert shown.index("reczero") < shown.index("additive") < shown.index("global-median")
     assert "0.000 0.000–0.000" in shown and "100.0%" in shown
+
+
+def test_runs_take_no_options_of_a_data_set_and_stand_once(
+    make_run: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+):
+    run = str(make_run())
+    assert main.run(["compare", run, "--baseline", "all"]) == 2
+    assert "these options are for a data set" in capsys.readouterr().err
+    assert main.run(["compare", run, run]) == 2
+    assert "stands there twice" in capsys.readouterr().err
+    assert main.run(["compare", run, "ml-100k"]) == 2
+    assert "ml-100k: not the folder of a finished run" in capsys.readouterr().err

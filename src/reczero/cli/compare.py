@@ -84,16 +84,17 @@ def compare(
 
     Example: reczero compare runs/seed0 runs/seed1
     """
-    if all((Path(name) / "test_examples.parquet").is_file() and (Path(name) / "run.json").is_file() for name in what):
+    is_run = [(Path(name) / "run.json").is_file() or (Path(name) / "recipe.yaml").is_file() for name in what]
+    if all(is_run):
+        if model or baseline or predictions or out or rows or tune or samples or probe or anonymise:
+            raise UserError("these options are for a data set; runs are compared on the rows that they were tested on")
+        if len({Path(name).resolve() for name in what}) < len(what):
+            raise UserError("a run stands there twice; pool runs of several seeds")
         _runs([Path(name) for name in what], rounds, seed)
         return
     if len(what) > 1:
-        for name in what:
-            if not (Path(name) / "run.json").is_file():
-                raise UserError(f"{name}: not the folder of a finished run; give one data set, or runs only")
-    if (Path(what[0]) / "run.json").is_file() or (Path(what[0]) / "recipe.yaml").is_file():
-        _runs([Path(name) for name in what], rounds, seed)
-        return
+        other = next(name for name, run in zip(what, is_run, strict=True) if not run)
+        raise UserError(f"{other}: not the folder of a finished run; give one data set, or runs only")
 
     from reczero.cli.progress import Progress
     from reczero.evaluation.baselines import NAMES, is_average

@@ -137,9 +137,12 @@ def study(data: Dataset, out: Path, plan: Plan, say: Say, report: Report, comman
     enough &= ~pl.col("cold_start")
     main = test.select(enough).to_series().to_numpy()
     if not main.any():
+        if test.is_empty():
+            raise UserError(f"{data.path}: has no test rows; prepare it with a larger test share")
+        limits = f"{plan.min_user_history} earlier ratings of its user and {plan.min_item_history} of its item"
         raise UserError(
-            f"{data.path}: none of {test.height:,} test rows has {plan.min_user_history} earlier ratings of its user "
-            f"and {plan.min_item_history} of its item; lower --min-user-history and --min-item-history"
+            f"{data.path}: none of {test.height:,} test rows has {limits}, and enough context by the data set's own "
+            "rule; lower --min-user-history and --min-item-history, or prepare it with a lower min_context"
         )
     _check_folder(out)
     say(f"data: {data.name}, {main.sum():,} test rows with enough context, {(~main).sum():,} cold starts")
@@ -282,7 +285,8 @@ class _Study:
         return kind(**settings).fit(rows if rows.height else self.before_test, self.scale).predict(self.hidden)
 
     def _refitted(self, kind: type[Baseline], settings: dict[str, Any], steps: int) -> Forecast:
-        """Fitted anew before each of `steps` stretches of the test rows, on all that is strictly earlier than it."""
+        """Fitted anew before each of `steps` stretches of the test rows, on all that is strictly earlier than it (where
+        nothing is: on what lies before the test period)."""
         times = self.test["timestamp"].to_numpy()
         all_test = self.data.examples("test", cold_start=None, columns=_SLIM)
         every = pl.concat([self.before_test.select(_SLIM), all_test])
@@ -470,7 +474,7 @@ class _Study:
             "scale": self.scale.to_dict(),
             "rows": {"main": int(self.main.sum()), "cold_start": int((~self.main).sum())},
             "command": command,
-            "settings": asdict_plan(plan),
+            "settings": asdict_plan(plan) | {"predictions": self._keys},
             "fallback": self.median,
             "baseline_settings": {name: s for name, s in self.settings.items() if s},
             "decoding": self.decoding,
