@@ -601,7 +601,6 @@ def asdict_plan(plan: Plan) -> dict[str, Any]:
     return {
         "models": {name: [run.key for run in runs] for name, runs in plan.models.items()},
         "baselines": list(plan.baselines),
-        "predictions": list(plan.given),
     } | {name: getattr(plan, name) for name in names}
 
 
