@@ -49,7 +49,8 @@ def write_error(error: BaseException, path: Path | str | None = None) -> UserErr
         return UserError(f"the disk is full{f' at {named}' if named else ''}: free some space or choose another folder")
     if code in _FORBIDDEN and named:
         return UserError(f"no access to {named} ({os.strerror(code)}): mend its rights or choose another folder")
-    if named and (code == errno.ENAMETOOLONG or (code in _IMPOSSIBLE and str(named) == str(path))):
+    inside = bool(named and path) and (Path(named) == Path(path) or Path(named) in Path(path).parents)  # type: ignore[arg-type]
+    if named and (code == errno.ENAMETOOLONG or (code in _IMPOSSIBLE and inside)):
         return UserError(f"{str(named)[:200]} cannot be made ({os.strerror(code)}): choose another name")
     if code in _IN_THE_WAY and path is not None:
         return UserError(f"{named} cannot be made ({os.strerror(code)}): something is in the way, choose another name")

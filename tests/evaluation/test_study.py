@@ -11,6 +11,7 @@ from random_data import made
 from reczero.cli import main
 from reczero.data import Dataset
 from reczero.evaluation import metrics
+from reczero.evaluation.outside import read_predictions_file
 from reczero.evaluation.study import PAIRS
 
 LIGHT = ("--rounds", "200", "--min-user-history", "2", "--min-item-history", "8")
@@ -360,23 +361,61 @@ def test_mistakes_are_told(data, tmp_path, options, says, capsys):
     [
         ("a.csv", "example_id,rating\nx,1\n", "no column 'prediction'"),
         ("a.csv", "", "cannot be read"),
-        ("a.jsonl", "{", "cannot be read"),
+        ("a.jsonl", "{", "row 1 is not JSON"),
+        ("a.jsonl", "[1]", "row 1 is no JSON object"),
+        ("a.csv", "example_id,prediction\n".encode("utf-16"), "is not UTF-8"),
         ("a.parquet", "PAR1", "cannot be read"),
         ("a.txt", "x", "ends on none of"),
         ("a.csv", "example_id,prediction\nnobody:nothing,1\n", "not one example_id"),
     ],
 )
 def test_files_that_are_no_predictions(data, tmp_path, name, content, says, capsys):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     command = ["compare", str(data.path), "--out", str(tmp_path / "out"), "--predictions", f"x={tmp_path / name}"]
     assert main.run(command) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "example_id;prediction\na:b;3.5\na:c;\n"),
+        ("a.jsonl", '{"example_id": "a:b", "prediction": 3.5}\n\n{"example_id": "a:c", "prediction": NaN}\n'),
+        ("a.json", '[{"example_id": "a:b", "prediction": "3.5"}, {"example_id": "a:c", "prediction": null}]'),
+    ],
+)
+def test_predictions_as_other_tools_write_them(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    assert read_predictions_file(tmp_path / name).rows() == [("a:b", 3.5), ("a:c", None)]
+
+
+def test_too_few_draws_for_the_pairs_are_told(data, tmp_path, capsys):
+    assert (
+        main.run(
+            [
+                "compare",
+                str(data.path),
+                "--baseline",
+                "averages",
+                "--rounds",
+                "100",
+                "--refit",
+                "0",
+                "--out",
+                str(tmp_path / "o"),
+            ]
+        )
+        == 0
+    )
+    assert "draws are too few" in capsys.readouterr().err
 
 
 def test_another_folder_is_never_written_into(data, tmp_path, capsys):
     (tmp_path / "note.txt").write_text("mine")
     assert main.run(["compare", str(data.path), "--out", str(tmp_path)]) == 2
     assert "is not empty and no comparison" in capsys.readouterr().err
+    assert main.run(["compare", str(data.path), "--baseline", "averages", "--out", "/proc/nothing"]) == 2
+    assert "cannot be made" in capsys.readouterr().err
     assert main.run(["compare", str(tmp_path / "nothing")]) == 2
     assert main.run(["compare", "mI-100k"]) == 2
     assert "did you mean ml-100k" in capsys.readouterr().err

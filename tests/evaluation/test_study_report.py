@@ -12,8 +12,9 @@ from test_report import HOSTILE, Page
 
 from reczero.data import Dataset, PrepareSettings, prepare
 from reczero.errors import UserError
+from reczero.evaluation.asking import Plan
 from reczero.evaluation.report import write_report
-from reczero.evaluation.study import Plan, study
+from reczero.evaluation.study import study
 from reczero.rollout.language_model import LanguageModel
 
 AVERAGES = ("global-mean", "global-median", "user-average", "additive")

@@ -97,11 +97,12 @@ def compare(
         raise UserError(f"{other}: not the folder of a finished run; give one data set, or runs only")
 
     from reczero.cli.progress import Progress
+    from reczero.evaluation.asking import Plan
     from reczero.evaluation.baselines import NAMES, is_average
     from reczero.evaluation.compare import print_comparison
     from reczero.evaluation.findings import summary
     from reczero.evaluation.report import write_report
-    from reczero.evaluation.study import Plan, study
+    from reczero.evaluation.study import study
 
     wanted = baseline or (["averages"] if model else ["all"])
     groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}

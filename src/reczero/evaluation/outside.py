@@ -1,6 +1,8 @@
 """Predictions that were made elsewhere: a file with `example_id` and `prediction`, in one of three formats."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -20,13 +22,17 @@ def read_predictions_file(path: Path) -> pl.DataFrame:
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
-            table = pl.read_csv(path, infer_schema=False)
+            with path.open(encoding="utf-8-sig") as file:
+                header = file.readline()
+            table = pl.read_csv(path, infer_schema=False, separator=max(",;\t", key=header.count))
         elif kind in (".jsonl", ".ndjson", ".json"):
-            table = pl.read_ndjson(path, infer_schema_length=None)
+            table = _from_json(path)
         elif kind in (".parquet", ".pq"):
             table = pl.read_parquet(path)
         else:
             raise UserError(f"{path}: the name ends on none of .csv, .jsonl, .parquet; {_ASKS}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; save it as UTF-8") from error
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]}); {_ASKS}") from error
     if missing := {"example_id", "prediction"} - set(table.columns):
@@ -45,3 +51,19 @@ def read_predictions_file(path: Path) -> pl.DataFrame:
         raise UserError(
             f"{path}: a column holds neither text nor numbers ({str(error).splitlines()[0]}); {_ASKS}"
         ) from error
+
+
+def _from_json(path: Path) -> pl.DataFrame:
+    """Objects, one a line or all in one array. What Python and pandas write for a missing number (NaN) is one."""
+    text = path.read_text("utf-8-sig")
+    rows: list[dict[str, Any]] = []
+    try:
+        lines = filter(str.strip, text.split("\n"))
+        whole = json.loads(text) if text.lstrip().startswith("[") else map(json.loads, lines)
+        for number, row in enumerate(whole, 1):
+            if not isinstance(row, dict):
+                raise UserError(f"{path}: row {number} is no JSON object; {_ASKS}")
+            rows.append(row)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: row {len(rows) + 1} is not JSON ({error}); {_ASKS}") from error
+    return pl.DataFrame(rows, infer_schema_length=None, strict=False)

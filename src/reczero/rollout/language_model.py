@@ -81,13 +81,14 @@ class LanguageModel(Predictor):
     def open(cls, name: str, data: Dataset, batch_size: int = 64) -> Self:
         """As `open_policy`."""
         place, _, rollout = _found(name)
-        weights = resolve_model(place)
-        # Weights, configuration, tokenizer and chat template; of a hub, the name.
+        weights, policy = resolve_model(place), open_policy(name, data.scale)
+        # Weights, configuration, tokenizer and chat template; of a hub, the name and the commit.
         files = sorted(weights.glob("*")) if isinstance(weights, Path) else []
-        marks = [sha256(path) for path in files if path.suffix in (".safetensors", ".json", ".jinja")] or [str(name)]
+        marks = [sha256(path) for path in files if path.suffix in (".safetensors", ".json", ".jinja")]
+        marks = marks or [str(name), str(getattr(policy.model.config, "_commit_hash", None))]
         text = json.dumps([marks, rollout.model_dump(mode="json")], sort_keys=True)
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return cls(open_policy(name, data.scale), data, key, batch_size, rollout.temperature)
+        return cls(policy, data, key, batch_size, rollout.temperature)
 
     def table(self, examples: pl.DataFrame, progress: Callable[[int], None] = lambda done: None) -> pl.DataFrame:
         """The policy's greedy predictions (columns `PREDICTIONS`, and `seconds`: a row's share), a row for each
