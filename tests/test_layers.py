@@ -4,9 +4,12 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import reczero
 
@@ -81,6 +84,25 @@ def test_the_rule_bites(where, code, monkeypatch, tmp_path):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(code)
     assert len(violations(path)) == 1
+
+
+# What only an extra brings, and where its absence is told.
+EXTRAS = {"sklearn", "surprise", "cornac", "tensorflow"}
+
+
+def test_whatever_is_imported_is_asked_for():
+    """A dependency of a dependency may go: the demo's environment has what pyproject.toml names, and no more."""
+    asked = {canonicalize_name(Requirement(line).name) for line in requires("reczero") or () if "extra ==" not in line}
+    sources = packages_distributions()
+    missing = set()
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for top in {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - EXTRAS - {"reczero"}:
+                if not {canonicalize_name(name) for name in sources.get(top, [top])} & asked:
+                    missing.add(f"{path.relative_to(ROOT)}: {top}")
+    assert missing == set()
 
 
 @pytest.mark.parametrize("module", ["reczero.cli.main", "reczero.reasoning", "reczero.models"])

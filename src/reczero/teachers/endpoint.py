@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import tenacity
 
@@ -121,7 +120,7 @@ class EndpointTeacher(Teacher):
             self._client = openai.OpenAI(
                 base_url=address, api_key=key or "none", timeout=settings.timeout, max_retries=0
             )
-        except (ValueError, httpx.InvalidURL) as error:
+        except Exception as error:  # of the URL library of the client, whichever that is
             raise UserError(f"teacher.endpoint.base_url: {address!r} is no address ({error}).") from error
         self._address = str(self._client.base_url)
         self._retrying = tenacity.Retrying(
