@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from reczero.rollout.decoder import common_beginning, decode
+from reczero.rollout.decoder import Decoding, common_beginning, decode, inference
 from reczero.rollout.frozen import States
 from reczero.rollout.shared_prefix import Step
 
@@ -173,3 +173,45 @@ def test_a_prompt_is_computed_once_for_all_its_answers_and_what_all_begin_with_o
 )
 def test_what_prompts_begin_with(ids, want):
     assert common_beginning(ids) == want
+
+
+def alone(model, prompt, end, tokens):
+    (answers,) = decode(model, [prompt], end=end, max_tokens=tokens)
+    return answers[0].tokens
+
+
+def test_prompts_that_come_while_others_are_answered_get_what_they_get_alone(model):
+    """They take places that are free, or new ones, of longer prompts and shorter ones; some leave before their end."""
+    ids = prompts(24, longest=80)
+    end = an_end(model, ids, 40)
+    draw = np.random.default_rng(1)
+    waiting, found, left = list(range(24)), {}, {}
+    with inference(model) as ready:
+        run = Decoding(ready, end=end, max_tokens=40)
+        while waiting or run.active:
+            if waiting and draw.random() < 0.3:
+                count = int(draw.integers(1, 6))
+                now, waiting = waiting[:count], waiting[count:]
+                found.update(zip(now, run.add([ids[i] for i in now]), strict=True))
+            if run.active and draw.random() < 0.02:
+                gone = run.active[draw.integers(len(run.active))].completion
+                left[id(gone)] = list(gone.tokens)
+                run.leave(gone)
+            run.step()
+    assert left and len(found) == 24
+    for i, completion in found.items():
+        want = alone(model, ids[i], end, 40)
+        assert completion.tokens == (want if id(completion) not in left else want[: len(left[id(completion)])])
+
+
+@pytest.mark.parametrize("beginning", [1, 60, 150])
+@pytest.mark.parametrize("answers", [1, 3])
+def test_prompts_answered_together_get_what_they_get_alone(model, watched, beginning, answers):
+    """What they all begin with is one prompt in the memory, computed once."""
+    ids = prompts(12, beginning, beginning + 3, 250)
+    end = an_end(model, ids, 40)
+    watched.fed.clear(), watched.memory.clear()
+    got = decode(model, ids, answers, end=end, max_tokens=40, together=True)
+    assert watched.fed[0] == beginning and watched.memory[0][:2] == (1, 12 * answers)
+    for prompt, given in zip(ids, got, strict=True):
+        assert [completion.tokens for completion in given] == [alone(model, prompt, end, 40)] * answers

@@ -1,7 +1,7 @@
 """Many answers to many prompts: every prompt is computed once, all answers are decoded together."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from .packed import packed_weights
 from .ratings import Ratings
 from .shared_prefix import Memory, Prefill, Step, shared_prefix_attention
 
+WIDTH = 64  # new tokens of an answer that are run at a time: bounds the scores of long ones against a long prompt
 FEW = 256  # among so few allowed tokens, only their rows of the head are multiplied
 
 
@@ -53,77 +54,43 @@ def decode(
     states: States | None = None,
     ratings: Ratings | None = None,
     begun: Sequence[Sequence[int]] | None = None,
+    together: bool = False,
 ) -> list[list[Completion]]:
     """`answers` completions of each prompt (token ids), greedy at temperature 0, else sampled.
 
     A free answer ends with the token `end` or unfinished after `max_tokens`; a guided one ends where its grammar ends,
     and then gets `end` as a forced token. Rows that are finished cost nothing more. `states` is filled, if given. With
     `ratings`, answers that come to their rating get the probability of each, given what they wrote before it. begun:
-    what the answers to each prompt begin with, as forced tokens; they must fit the grammar.
+    what the answers to each prompt begin with, as forced tokens; they must fit the grammar. together: see
+    `Decoding.add`.
     """
     assert not (states and ratings), "states are of what was sampled, not of what was weighed"
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), ExitStack() as stack:
-            seen = stack.enter_context(states.watched(model)) if states else []
-            stack.enter_context(packed_weights(model))
-            head = model.get_output_embeddings()
-            project = head.forward  # of the packed weights, where they are
-            stack.enter_context(replaced_head(model, hidden_states))
-            stack.enter_context(shared_prefix_attention(model))
-            run = _Run(model, prompts, answers, guide, states, seen)
-            if begun:
-                run.begin([tokens for tokens in begun for _ in range(answers)])
-            while run.rows:
-                if ratings:
-                    run.weigh(ratings, head, project)
-                run.extend(head, project, end, max_tokens, temperature, generator)
-                run.drop_finished(max_tokens)
-                run.feed()
-    finally:
-        model.train(was_training)
-    return [run.completions[i : i + answers] for i in range(0, len(run.completions), answers)]
+    with inference(model, states) as ready:
+        run = Decoding(
+            ready, end=end, max_tokens=max_tokens, guide=guide, temperature=temperature, generator=generator,
+            ratings=ratings,
+        )  # fmt: skip
+        completions = run.add(prompts, answers, begun=begun, together=together)
+        while run.active:
+            run.step()
+    return [completions[i : i + answers] for i in range(0, len(completions), answers)]
 
 
-class _Run:
-    """One call of `decode`. `rows[j]` is the answer in row j of the memory, None where there is none (any more)."""
+@dataclass
+class Inference:
+    """A model made ready to answer, for as long as `inference` lasts."""
 
-    def __init__(self, model, prompts, answers: int, guide: Guide | None, states: States | None, seen: list[Tensor]):
-        self.model, self.states, self.seen = model, states, seen
-        self.device = model.device
-        count = len(prompts) * answers
-        self.completions = [Completion() for _ in range(count)]
-        self.paths: list[Path] | None = [guide.follow() for _ in range(count)] if guide else None
-        self.rows: list[int | None] = list(range(count))
-        self.active = list(range(count))  # the answer each row of `hidden` belongs to
-        self.fed = [0] * count  # tokens of each answer that the model has seen
-        self.memory = Memory(torch.tensor([len(p) for p in prompts], device=self.device), answers)
-        if states:
-            states.answers = [[] for _ in range(count)]
-        self.hidden = self._prefill(prompts).repeat_interleave(answers, 0)  # (active, D): what comes next is made of it
+    model: PreTrainedModel
+    head: nn.Module
+    project: Callable[[Tensor], Tensor]  # the head, of the packed weights where they are
+    states: States | None
+    seen: list[Tensor]
 
-    def _prefill(self, prompts) -> Tensor:
-        """Computes the prompts, what they all begin with just once; the last hidden state of each, (prompts, D)."""
-        common = common_beginning(prompts)
-        ids = [*prompts[0][:common], *(token for prompt in prompts for token in prompt[common:])]
-        own = [len(p) - common for p in prompts]
-        lengths, parents = ([common, *own], [-1] + [0] * len(own)) if common else (own, [-1] * len(own))
-        tree = Prefill(self.memory, lengths, parents, self.device)
-        last = torch.tensor(tree.starts[len(lengths) - len(own) + 1 :], device=self.device) - 1
-        hidden = self._forward(ids, tree, last)
-        if self.states:
-            x = self.seen.pop()
-            first = len(lengths) - len(own)
-            self.states.prompts = [
-                torch.cat([x[place] for place in tree.line(i)]) for i in range(first, len(lengths))
-            ]  # fmt: skip
-        return hidden
-
-    def _forward(self, ids: Sequence[int], layout: Prefill | Step, kept: Tensor) -> Tensor:
+    def forward(self, ids: Sequence[int], layout: Prefill | Step, kept: Tensor) -> Tensor:
+        """The last hidden states of the tokens `kept`, (kept, D)."""
         return (
             self.model(
-                input_ids=torch.tensor([ids], device=self.device),
+                input_ids=torch.tensor([ids], device=self.model.device),
                 position_ids=layout.positions,
                 use_cache=False,
                 logits_to_keep=kept,
@@ -133,125 +100,280 @@ class _Run:
             .to(self.model.dtype)
         )
 
-    def begin(self, begun: Sequence[Sequence[int]]) -> None:
-        """Forces these tokens, one list for each answer."""
-        for i, tokens in enumerate(begun):
-            self.completions[i].add(list(tokens), chosen=False)
-            if self.paths and tokens:
-                self.paths[i].take(list(tokens))
-        self.feed()
 
-    def extend(self, head: nn.Module, project, end: int, max_tokens: int, temperature: float, generator) -> None:
+@contextmanager
+def inference(model: PreTrainedModel, states: States | None = None) -> Iterator[Inference]:
+    """Inside, in this thread, the model answers and does nothing else: packed weights, no gradient, no logits."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), ExitStack() as stack:
+            seen = stack.enter_context(states.watched(model)) if states else []
+            stack.enter_context(packed_weights(model))
+            head = model.get_output_embeddings()
+            project = head.forward
+            stack.enter_context(replaced_head(model, hidden_states))
+            stack.enter_context(shared_prefix_attention(model))
+            yield Inference(model, head, project, states, seen)
+    finally:
+        model.train(was_training)
+
+
+@dataclass
+class _Row:
+    """One answer under way. lead: tokens between the prompt in the memory and the answer; fed: how many of lead and
+    answer the model has seen."""
+
+    number: int
+    completion: Completion
+    path: Path | None
+    lead: list[int] = field(default_factory=list)
+    fed: int = 0
+
+    @property
+    def length(self) -> int:
+        return len(self.lead) + len(self.completion.tokens)
+
+    def tokens(self, start: int, stop: int) -> list[int]:
+        lead = self.lead[start:stop]
+        skipped = len(self.lead)
+        return lead + self.completion.tokens[max(0, start - skipped) : max(0, stop - skipped)]
+
+
+class Decoding:
+    """Answers under way: `add` prompts, `step` until none is `active`. How each is decoded: see `decode`.
+
+    rows: each place of the memory and the answer in it, None where there is none (any more).
+    """
+
+    def __init__(
+        self, ready: Inference, *, end: int, max_tokens: int, guide: Guide | None = None, temperature: float = 0.0,
+        generator: torch.Generator | None = None, ratings: Ratings | None = None,
+    ):  # fmt: skip
+        self.ready, self.device = ready, ready.model.device
+        self.end, self.max_tokens, self.guide, self.ratings = end, max_tokens, guide, ratings
+        self.temperature, self.generator = temperature, generator
+        self.rows: list[_Row | None] = []
+        self.active: list[_Row] = []  # in the order of the rows
+        self.hidden: Tensor = torch.empty(0)  # (active, D): what comes next is made of it
+        self._memory: Memory | None = None
+
+    # --- what comes and goes ----------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        prompts: Sequence[Sequence[int]],
+        answers: int = 1,
+        *,
+        begun: Sequence[Sequence[int]] | None = None,
+        together: bool = False,
+    ) -> list[Completion]:
+        """Begins `answers` answers to each prompt; the completions, which `step` writes on.
+
+        While others are under way, only with as many answers a prompt as they have. together: what all prompts begin
+        with is one prompt in the memory, read once for all answers, and the rest of each is fed to its answers: for
+        prompts that differ in little, and with nothing else under way.
+        """
+        if not self.active:
+            self.rows, self._memory = [], None
+        assert self._memory is None or (not together and self._memory.per == answers and not self.ready.states)
+        if states := self.ready.states:
+            states.answers = [[] for _ in range(len(prompts) * answers)]
+        leads: list[list[int]] = [[] for _ in prompts]
+        per = answers
+        if together and (common := common_beginning(prompts)):
+            leads = [list(prompt[common:]) for prompt in prompts]
+            prompts, per = [prompts[0][:common]], answers * len(prompts)
+        memory = Memory(torch.tensor([len(p) for p in prompts], device=self.device), per)
+        hidden = self._prefill(memory, prompts).repeat_interleave(per, 0)
+        first = max((row.number for row in self.active), default=-1) + 1
+        new = [
+            _Row(first + i, Completion(), self.guide.follow() if self.guide else None, leads[i // answers])
+            for i in range(len(leads) * answers)
+        ]
+        known = dict(zip(map(id, [*self.active, *new]), [*self.hidden, *hidden], strict=True))
+        self._seat(memory, new)
+        self.active = [row for row in self.rows if row is not None]
+        self.hidden = torch.stack([known[id(row)] for row in self.active])
+        for i, row in enumerate(new if begun else ()):
+            tokens = list(begun[i // answers])  # type: ignore[index]
+            row.completion.add(tokens, chosen=False)
+            if row.path and tokens:
+                row.path.take(tokens)
+        if together or begun:
+            self._feed()
+        return [row.completion for row in new]
+
+    def _seat(self, memory: Memory, new: list[_Row]) -> None:
+        """Puts answers and their prompts into places that are free, or behind the last."""
+        if self._memory is None:
+            self._memory, self.rows = memory, list(new)
+            return
+        per = memory.per
+        free = [k for k in range(len(self._memory.lengths)) if not any(self.rows[k * per : k * per + per])]
+        places = [*free, *range(len(self._memory.lengths), len(self._memory.lengths) + len(new) // per)]
+        places = places[: len(new) // per]
+        self._memory.insert(memory, places)
+        self.rows += [None] * (len(self._memory.lengths) * per - len(self.rows))
+        for n, place in enumerate(places):
+            self.rows[place * per : place * per + per] = new[n * per : n * per + per]
+
+    def leave(self, completion: Completion) -> None:
+        """Ends an answer before its end."""
+        kept = [j for j, row in enumerate(self.active) if row.completion is not completion]
+        self.rows = [None if row and row.completion is completion else row for row in self.rows]
+        self.hidden, self.active = self.hidden[kept], [self.active[j] for j in kept]
+
+    def _drop_finished(self) -> None:
+        self.rows = [
+            None if row and (row.completion.finished or len(row.completion.tokens) >= self.max_tokens) else row
+            for row in self.rows
+        ]
+        if any(self.rows):
+            self._compact()
+        self.active = [row for row in self.rows if row]
+
+    def _compact(self) -> None:
+        """Takes places without an answer out of the memory, when that makes it a quarter smaller."""
+        assert self._memory
+        per = self._memory.per
+        groups = [self.rows[k : k + per] for k in range(0, len(self.rows), per)]
+        kept = [k for k, group in enumerate(groups) if any(group)]
+        fewer = max((sum(row is not None for row in groups[k]) for k in kept), default=0)
+        if 4 * len(kept) * fewer > 3 * len(self.rows):
+            return
+        old: list[int] = []
+        for k in kept:  # the active rows of a group first, then any to fill its places
+            places = sorted(range(k * per, k * per + per), key=lambda j: self.rows[j] is None)
+            old += places[:fewer]
+        self._memory.arrange(
+            torch.tensor(kept, device=self.device), fewer, torch.tensor(old, device=self.device)
+        )  # fmt: skip
+        self.rows = [self.rows[j] for j in old]
+
+    # --- what they write --------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """The next token of every active answer, and what is forced around it. Places of answers that end are free for
+        the next `add`."""
+        if not self.active:
+            return
+        if self.ratings:
+            self._weigh(self.ratings)
+        self._extend()
+        self._drop_finished()
+        self._feed()
+
+    def _prefill(self, memory: Memory, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """Computes the prompts, what they all begin with just once; the last hidden state of each, (prompts, D)."""
+        common = common_beginning(prompts)
+        ids = [*prompts[0][:common], *(token for prompt in prompts for token in prompt[common:])]
+        own = [len(p) - common for p in prompts]
+        lengths, parents = ([common, *own], [-1] + [0] * len(own)) if common else (own, [-1] * len(own))
+        tree = Prefill(memory, lengths, parents, self.device)
+        last = torch.tensor(tree.starts[len(lengths) - len(own) + 1 :], device=self.device) - 1
+        hidden = self.ready.forward(ids, tree, last)
+        if states := self.ready.states:
+            x = self.ready.seen.pop()
+            first = len(lengths) - len(own)
+            states.prompts = [torch.cat([x[place] for place in tree.line(i)]) for i in range(first, len(lengths))]
+        return hidden
+
+    def _extend(self) -> None:
         """Samples or forces what comes next in every active answer."""
         # Where an answer begins with forced tokens, the policy has no say yet.
-        paths = self.paths
-        choosing = [j for j, i in enumerate(self.active) if not (paths and self._force(paths[i], i))]
+        choosing = [j for j, row in enumerate(self.active) if not (row.path and self._force(row))]
         if choosing:
-            bits = np.stack([paths[self.active[j]].allowed() for j in choosing]) if paths else None
-            chosen = _choose(head, project, self.hidden[choosing], bits, temperature, generator)
+            bits = np.stack([self.active[j].path.allowed() for j in choosing]) if self.guide else None  # type: ignore[union-attr]
+            ready = self.ready
+            chosen = _choose(
+                ready.head, ready.project, self.hidden[choosing], bits, self.temperature, self.generator
+            )  # fmt: skip
             for j, token, log_prob in zip(choosing, *chosen, strict=True):
-                i = self.active[j]
-                self.completions[i].add([token], chosen=True, log_prob=log_prob)
-                if paths:
-                    paths[i].take([token])
-                    self._force(paths[i], i)
-        for i in self.active:
-            completion = self.completions[i]
-            if not paths:
-                completion.finished = completion.tokens[-1] == end
-            elif paths[i].done:
-                completion.add([end], chosen=False)
-                completion.finished = True
+                row = self.active[j]
+                row.completion.add([token], chosen=True, log_prob=log_prob)
+                if row.path:
+                    row.path.take([token])
+                    self._force(row)
+        for row in self.active:
+            if not row.path:
+                row.completion.finished = row.completion.tokens[-1] == self.end
+            elif row.path.done:
+                row.completion.add([self.end], chosen=False)
+                row.completion.finished = True
 
-    def weigh(self, ratings: Ratings, head: nn.Module, project) -> None:
+    @staticmethod
+    def _force(row: _Row) -> bool:
+        """Appends the tokens that must come next; whether there were any."""
+        assert row.path
+        forced = row.path.forced()
+        if forced:
+            row.completion.add(forced, chosen=False)
+            row.path.take(forced)
+        return bool(forced)
+
+    def _weigh(self, ratings: Ratings) -> None:
         """Notes how probable each rating is, in answers that stand before theirs."""
-        due = [j for j, i in enumerate(self.active) if ratings.due(self.completions[i].tokens)]
+        due = [j for j, row in enumerate(self.active) if ratings.due(row.completion.tokens)]
         if not due:
             return
-        rows = [j for j, i in enumerate(self.rows) if i is not None]
+        head, memory = self.ready.head, self._memory
+        assert memory
+        places = [j for j, row in enumerate(self.rows) if row]
 
         def score(hidden: Tensor, tokens: list[int]) -> Tensor:
             if type(head) is not nn.Linear:
-                return at_least_float32(project(hidden))[:, tokens]
+                return at_least_float32(self.ready.project(hidden))[:, tokens]
             return at_least_float32(
                 F.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens])
             )
 
         def follow(tokens: tuple[int, ...]) -> Tensor:
             """What is written into the memory here is overwritten by what the answer goes on with."""
-            fed = [self.fed[self.active[j]] for j in due]
-            row = torch.tensor([rows[j] for j in due for _ in tokens], device=self.device)
+            fed = [self.active[j].fed for j in due]
+            row = torch.tensor([places[j] for j in due for _ in tokens], device=self.device)
             slot = torch.tensor([at + k for at in fed for k in range(len(tokens))], device=self.device)
             column = torch.arange(len(tokens), device=self.device).repeat(len(due))
             last = torch.arange(1, len(due) + 1, device=self.device) * len(tokens) - 1
-            step = Step(self.memory, row, slot, column, len(tokens))
-            return self._forward(list(tokens) * len(due), step, last)
+            return self.ready.forward(list(tokens) * len(due), Step(memory, row, slot, column, len(tokens)), last)
 
         chances = ratings.weigh(self.hidden[due], score, follow)
-        for j, row in zip(due, chances.tolist(), strict=True):
-            self.completions[self.active[j]].ratings = row
+        for j, given in zip(due, chances.tolist(), strict=True):
+            self.active[j].completion.ratings = given
 
-    def _force(self, path: Path, i: int) -> bool:
-        """Appends the tokens that must come next; whether there were any."""
-        forced = path.forced()
-        if forced:
-            self.completions[i].add(forced, chosen=False)
-            path.take(forced)
-        return bool(forced)
-
-    def drop_finished(self, max_tokens: int) -> None:
-        """Takes finished answers out; out of the memory too, when that makes it a quarter smaller."""
-
-        def goes_on(i: int | None) -> bool:
-            return i is not None and not self.completions[i].finished and len(self.completions[i].tokens) < max_tokens
-
-        self.rows = [i if goes_on(i) else None for i in self.rows]
-        self.active = [i for i in self.rows if i is not None]
-        per = self.memory.per
-        groups = [self.rows[k : k + per] for k in range(0, len(self.rows), per)]
-        kept = [k for k, group in enumerate(groups) if any(i is not None for i in group)]
-        fewer = max((sum(i is not None for i in groups[k]) for k in kept), default=0)
-        if not kept:
-            self.rows = []
-        elif 4 * len(kept) * fewer <= 3 * len(self.rows):
-            old: list[int] = []
-            for k in kept:  # the active rows of a group first, then any to fill its places
-                places = sorted(range(k * per, k * per + per), key=lambda j: self.rows[j] is None)
-                old += places[:fewer]
-            self.memory.arrange(
-                torch.tensor(kept, device=self.device), fewer, torch.tensor(old, device=self.device)
-            )  # fmt: skip
-            self.rows = [self.rows[j] for j in old]
-            self.active = [i for i in self.rows if i is not None]
-
-    def feed(self) -> None:
-        """Runs the newest tokens of every active answer."""
-        if not self.active:
-            return
-        row: list[int] = []
-        slot: list[int] = []
-        column: list[int] = []
-        ids: list[int] = []
-        last: list[int] = []
-        for j, i in enumerate(self.rows):
-            if i is None:
-                continue
-            tokens = self.completions[i].tokens
-            new = range(self.fed[i], len(tokens))
-            row += [j] * len(new)
-            slot += new
-            column += range(len(new))
-            ids += tokens[self.fed[i] :]
-            last.append(len(ids) - 1)
-            self.fed[i] = len(tokens)
-        row_t, slot_t, column_t, last_t = (torch.tensor(x, device=self.device) for x in (row, slot, column, last))
-        step = Step(self.memory, row_t, slot_t, column_t, max(column) + 1)
-        self.hidden = self._forward(ids, step, last_t)
-        if self.states:
-            ends = [0, *(x + 1 for x in last)]
-            states = self.seen.pop()
-            for i, start, end in zip(self.active, ends, ends[1:], strict=False):
-                self.states.answers[i].append(states[start:end])
+    def _feed(self) -> None:
+        """Runs the newest tokens of every active answer, a portion of them at a time."""
+        hidden: dict[int, Tensor] = {}
+        while self.active and self._memory:
+            row: list[int] = []
+            slot: list[int] = []
+            column: list[int] = []
+            ids: list[int] = []
+            last: list[int] = []
+            fed: list[_Row] = []
+            for j, answer in enumerate(self.rows):
+                if answer is None or answer.fed == answer.length:
+                    continue
+                new = range(answer.fed, min(answer.length, answer.fed + WIDTH))
+                row += [j] * len(new)
+                slot += new
+                column += range(len(new))
+                ids += answer.tokens(new.start, new.stop)
+                last.append(len(ids) - 1)
+                fed.append(answer)
+                answer.fed = new.stop
+            if not fed:
+                break
+            row_t, slot_t, column_t, last_t = (torch.tensor(x, device=self.device) for x in (row, slot, column, last))
+            out = self.ready.forward(ids, Step(self._memory, row_t, slot_t, column_t, max(column) + 1), last_t)
+            hidden.update(zip(map(id, fed), out, strict=True))
+            if self.ready.states:
+                ends = [0, *(x + 1 for x in last)]
+                states = self.ready.seen.pop()
+                for answer, start, stop in zip(fed, ends, ends[1:], strict=False):
+                    self.ready.states.answers[answer.number].append(states[start:stop])
+        if self.active:
+            self.hidden = torch.stack([hidden[id(answer)] for answer in self.active])
 
 
 def common_beginning(prompts: Sequence[Sequence[int]]) -> int:

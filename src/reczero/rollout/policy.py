@@ -82,12 +82,13 @@ class Policy:
         states: States | None = None,
         weigh: bool = False,
         begun: Sequence[Sequence[int]] | None = None,
+        together: bool = False,
     ) -> list[list[Completion]]:
         """`answers` completions of each prompt; greedy at temperature 0. The same seed gives the same answers.
 
         `states`, if given, is filled with what the update need not compute again. weigh: note how probable each rating
-        was (`Completion.ratings`). begun: what the answers to each prompt begin with. All three only where a prompt can
-        be shared.
+        was (`Completion.ratings`). begun: what the answers to each prompt begin with. together: see `Decoding.add`. All
+        four only where a prompt can be shared.
         """
         if cannot_share(self.model):
             return self._generate(prompts, answers, temperature, seed)
@@ -105,6 +106,7 @@ class Policy:
             states=states,
             ratings=self.ratings if weigh else None,
             begun=begun,
+            together=together,
         )
 
     @torch.no_grad()

@@ -196,6 +196,26 @@ class Memory:
             self.own[layer] = kept = grown
         return kept
 
+    def insert(self, other: "Memory", places: Sequence[int]) -> None:
+        """Takes in the prompts of another memory with as many places each; these places are free, or behind the last.
+
+        What stood in a free place may stay behind a shorter prompt: `lengths` says that nobody sees it.
+        """
+        prompts = max(len(self.lengths), max(places) + 1)
+        at = torch.tensor(places, device=self.lengths.device)
+        lengths = self.lengths.new_ones(prompts)
+        lengths[: len(self.lengths)] = self.lengths
+        lengths[at] = other.lengths
+        self.lengths = lengths
+        for layer, pair in self.prompt.items():
+            given = other.prompt[layer]
+            slots = max(pair[0].shape[2], given[0].shape[2])
+            self.prompt[layer] = tuple(_grown(x, prompts, slots) for x in pair)
+            for x, y in zip(self.prompt[layer], given, strict=True):
+                x[at, :, : y.shape[2]] = y
+        for layer, pair in self.own.items():
+            self.own[layer] = tuple(_grown(x, prompts * self.per, x.shape[2]) for x in pair)
+
     def arrange(self, prompts: Tensor, per: int, rows: Tensor) -> None:
         """Keeps just these prompts, and rows (len(prompts) · per,)."""
         self.lengths, self.per = self.lengths[prompts], per
@@ -204,6 +224,15 @@ class Memory:
             self.prompt[layer] = tuple(x[prompts][:, :, :longest] for x in pair)
         for layer, pair in self.own.items():
             self.own[layer] = tuple(x[rows] for x in pair)
+
+
+def _grown(x: Tensor, rows: int, slots: int) -> Tensor:
+    """(a, K, b, D) -> (rows, K, slots, D), zeros where there was nothing; as it is where it has that shape."""
+    if x.shape[0] == rows and x.shape[2] == slots:
+        return x
+    grown = x.new_zeros(rows, x.shape[1], slots, x.shape[3])
+    grown[: x.shape[0], :, : x.shape[2]] = x
+    return grown
 
 
 class Prefill(Tree):
