@@ -12,6 +12,14 @@ class UserError(Exception):
     """
 
 
+class BadRequest(UserError):
+    """What was asked is wrong, whoever asked. The message may be sent to a client: it tells nothing of this machine."""
+
+
+class NotFound(BadRequest):
+    """It asks for what there is not."""
+
+
 def printable(text: str) -> str:
     """`text` without what a terminal would obey: control and direction marks are written out. Line ends stay."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

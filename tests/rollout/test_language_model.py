@@ -13,7 +13,8 @@ from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.evaluation.findings import PROBES, UNALTERED
 from reczero.reasoning import Scale
-from reczero.rollout.language_model import LanguageModel, open_policy
+from reczero.rollout.language_model import LanguageModel
+from reczero.rollout.opening import open_policy
 from reczero.rollout.probes import probe
 
 

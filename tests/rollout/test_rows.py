@@ -189,8 +189,11 @@ def test_prompts_that_come_while_others_are_answered_get_what_they_get_alone(mod
     with inference(model) as ready:
         run = Decoding(ready, end=end, max_tokens=40)
         while waiting or run.active:
+            if len(waiting) == 12 and run.active:  # once, all end before the next come
+                run.step()
+                continue
             if waiting and draw.random() < 0.3:
-                count = int(draw.integers(1, 6))
+                count = min(int(draw.integers(1, 6)), len(waiting) - 12 if len(waiting) > 12 else 24)
                 now, waiting = waiting[:count], waiting[count:]
                 found.update(zip(now, run.add([ids[i] for i in now]), strict=True))
             if run.active and draw.random() < 0.02:

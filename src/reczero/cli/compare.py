@@ -107,7 +107,7 @@ def compare(
     wanted = baseline or (["averages"] if model else ["all"])
     groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}
     names = tuple(dict.fromkeys(name for given in wanted for name in groups.get(given, (given,))))
-    data = _dataset(what[0])
+    data = prepared(what[0])
     folder = out or Path("runs") / f"compare-{Path(what[0]).name}"
     given = {name: _table(Path(file)) for name, file in map(_named_file, predictions or [])}
     chosen = dict(map(_named_model, model or []))
@@ -153,7 +153,7 @@ def _runs(runs: list[Path], rounds: int, seed: int) -> None:
     print_comparison(table, compare_stages(*runs), len(runs))
 
 
-def _dataset(name: str) -> "Dataset":
+def prepared(name: str) -> "Dataset":
     """A prepared folder, or a data set by its name, prepared once in the cache."""
     from reczero.data import PUBLISHED, SOURCES, Dataset, Origin, PrepareSettings, prepare_cached
     from reczero.errors import unknown

@@ -17,11 +17,10 @@ def export(
     Example: reczero export runs/demo --out models/demo
     """
     from reczero.models import export_model
-    from reczero.recipes import load_recipe
-    from reczero.rollout.language_model import write_about
+    from reczero.rollout.opening import find, write_about
 
-    recipe = load_recipe(run / "recipe.yaml") if (run / "recipe.yaml").is_file() else None
+    found = find(str(run)) if (run / "recipe.yaml").is_file() else None
     folder = export_model(run / "model", out)
-    if recipe:
-        write_about(folder, recipe)
+    if found:
+        write_about(folder, found.rollout, found.scale)
     typer.echo(folder)

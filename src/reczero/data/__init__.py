@@ -1,6 +1,7 @@
 """Ratings and texts: where they come from, how they are split, and what was known the moment before each of them."""
 
 from .dataset import EXAMPLES, Dataset, Split, spread
+from .known import Known
 from .origin import About, Origin
 from .prepare import LEAKS, prepare, prepare_cached, prepare_source
 from .settings import PrepareSettings, when
@@ -13,6 +14,7 @@ __all__ = [
     "SOURCES",
     "About",
     "Dataset",
+    "Known",
     "Origin",
     "PrepareSettings",
     "Published",

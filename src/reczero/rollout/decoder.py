@@ -175,7 +175,7 @@ class Decoding:
         prompts that differ in little, and with nothing else under way.
         """
         if not self.active:
-            self.rows, self._memory = [], None
+            self.rows, self._memory, self.hidden = [], None, torch.empty(0)
         assert self._memory is None or (not together and self._memory.per == answers and not self.ready.states)
         if states := self.ready.states:
             states.answers = [[] for _ in range(len(prompts) * answers)]

@@ -1,5 +1,4 @@
-"""A policy as a predictor of a data set's rows: what the comparison asks, and what a folder of ours says of its
-prompt."""
+"""A policy as a predictor of a data set's rows: what the comparison asks."""
 
 import hashlib
 import json
@@ -10,61 +9,31 @@ from typing import Self
 
 import numpy as np
 import polars as pl
-import torch
 
 from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.evaluation.predictor import Forecast, Predictor
-from reczero.files import atomic_dir, read_json, sha256, write_json
-from reczero.models import PACKAGED, load_policy, resolve_model
-from reczero.reasoning import Scale, Template
-from reczero.recipes import Recipe, RolloutRecipe, load_recipe
+from reczero.files import atomic_dir, sha256
+from reczero.models import resolve_model
+from reczero.recipes import RolloutRecipe
 
+from .opening import find, open_policy, write_about
 from .policy import PREDICTIONS, Policy
 from .probes import probe
 
-ABOUT = "reczero.json"  # beside a model's weights: how it was prompted in training
 PORTION = 256  # rows whose contexts are in memory at a time
-_SLIM_PROMPT = {
-    "instructions": "brief",
-    "history": 4,
-    "opinions": 0,
-    "section_tokens": 40,
-}  # what the small model can take
 
 
-def open_policy(name: str, scale: Scale, device: torch.device | None = None) -> Policy:
-    """A model with the prompt it was trained on: a run (its final model), a model folder of a run or of `reczero
-    export`, or any other folder or name, which is asked as an untrained one (the packaged model guided). Raises
-    UserError."""
-    place, dtype, rollout = _found(name)
-    model, tokenizer = load_policy(place, dtype=dtype)
-    model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    return Policy(model, tokenizer, Template(rollout.template, scale), rollout.guided, rollout.max_tokens)
-
-
-def _found(name: str) -> tuple[str | Path, str, RolloutRecipe]:
-    """Weights, dtype, and how to prompt."""
-    path = Path(name)
-    if (path / "run.json").is_file():
-        if not (path / "model").is_dir():
-            raise UserError(f"{path}: the run has no model yet; let `reczero train` finish first")
-        path = path / "model"
-    for folder in (path.parent, path.parent.parent):  # RUN/model, RUN/models/STAGE
-        if path.is_dir() and (folder / "run.json").is_file() and (folder / "recipe.yaml").is_file():
-            recipe = load_recipe(folder / "recipe.yaml")
-            return path, recipe.model.dtype, recipe.rollout
-    if (path / ABOUT).is_file():
-        about = read_json(path / ABOUT)
-        return path, "auto", RolloutRecipe.model_validate(about["rollout"])
-    if name in PACKAGED:
-        return name, "float32", RolloutRecipe.model_validate({"guided": True, "template": _SLIM_PROMPT})
-    return name, "auto", RolloutRecipe()
-
-
-def write_about(folder: Path, recipe: Recipe) -> None:
-    """Notes in a model folder how the model was prompted."""
-    write_json(folder / ABOUT, {"rollout": recipe.rollout.model_dump(mode="json")})
+def key_of(name: str, policy: Policy) -> str:
+    """A hash of all that the answers of `open_policy(name)` depend on: weights, configuration, tokenizer and chat
+    template (of a hub: the name and the commit), and how it is prompted."""
+    found = find(name)
+    weights = resolve_model(found.place)
+    files = sorted(weights.glob("*")) if isinstance(weights, Path) else []
+    marks = [sha256(path) for path in files if path.suffix in (".safetensors", ".json", ".jinja")]
+    marks = marks or [str(name), str(getattr(policy.model.config, "_commit_hash", None))]
+    text = json.dumps([marks, found.rollout.model_dump(mode="json"), policy.template.scale.to_dict()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class LanguageModel(Predictor):
@@ -80,15 +49,8 @@ class LanguageModel(Predictor):
     @classmethod
     def open(cls, name: str, data: Dataset, batch_size: int = 64) -> Self:
         """As `open_policy`."""
-        place, _, rollout = _found(name)
-        weights, policy = resolve_model(place), open_policy(name, data.scale)
-        # Weights, configuration, tokenizer and chat template; of a hub, the name and the commit.
-        files = sorted(weights.glob("*")) if isinstance(weights, Path) else []
-        marks = [sha256(path) for path in files if path.suffix in (".safetensors", ".json", ".jinja")]
-        marks = marks or [str(name), str(getattr(policy.model.config, "_commit_hash", None))]
-        text = json.dumps([marks, rollout.model_dump(mode="json")], sort_keys=True)
-        key = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return cls(policy, data, key, batch_size, rollout.temperature)
+        policy = open_policy(name, data.scale)
+        return cls(policy, data, key_of(name, policy), batch_size, find(name).rollout.temperature)
 
     def table(self, examples: pl.DataFrame, progress: Callable[[int], None] = lambda done: None) -> pl.DataFrame:
         """The policy's greedy predictions (columns `PREDICTIONS`, and `seconds`: a row's share), a row for each
@@ -163,7 +125,7 @@ class LanguageModel(Predictor):
             rollout = RolloutRecipe(
                 template=policy.template.settings, guided=policy.guided, max_tokens=policy.max_tokens
             )
-            write_json(into / ABOUT, {"rollout": rollout.model_dump(mode="json")})
+            write_about(into, rollout, policy.template.scale)
 
     @classmethod
     def load(cls, folder: Path, data: Dataset | None = None) -> Self:

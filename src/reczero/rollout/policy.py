@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reczero.errors import UserError
 from reczero.reasoning import Answer, Context, Template, parse
 
-from .decoder import Completion, decode
+from .decoder import Completion, Decoding, Inference, decode
 from .frozen import States
 from .guidance import Guide
 from .packed import packed_weights
@@ -62,6 +62,11 @@ class Policy:
     def longest(self) -> int:
         """The most tokens an answer can have."""
         return self.guide.max_tokens if self.guide else self.max_tokens
+
+    def decoding(self, ready: Inference) -> Decoding:
+        """Greedy answers under way, each weighed before its rating; needs a model that can share prompts."""
+        end, limit = self.tokenizer.eos_token_id, self.longest
+        return Decoding(ready, end=end, max_tokens=limit, guide=self.guide, ratings=self.ratings)
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Chat messages -> token ids, up to where the answer begins."""
@@ -142,7 +147,7 @@ class Policy:
         A malformed answer has a null prediction and `parsed` False; nothing is dropped. `progress` is told how many
         rows each batch was.
         """
-        made = self._complete(contexts, batch_size, progress, weigh=not cannot_share(self.model))
+        made = self.complete(contexts, batch_size, progress, weigh=not cannot_share(self.model))
         completions = [completion for (completion,) in made]
         rows = [self.read(completion) for completion in completions]
         return pl.DataFrame(
@@ -171,16 +176,17 @@ class Policy:
         progress: Callable[[int], None] = lambda done: None,
     ) -> np.ndarray:
         """(rows, answers) ratings of sampled answers, NaN where one is malformed. batch_size counts answers."""
-        made = self._complete(
+        made = self.complete(
             contexts, max(1, batch_size // answers), progress, answers=answers, temperature=temperature, seed=seed
         )
         given = [[self.read(completion)[1].rating for completion in completions] for completions in made]
         return np.array(given, float).reshape(len(contexts), answers)
 
-    def _complete(
+    def complete(
         self, contexts: Sequence[Context], batch_size: int, progress: Callable[[int], None], **how: Any
     ) -> list[list[Completion]]:
-        """The answers to each context, in their order. how: of `answer`."""
+        """The answers to each context, in their order. how: of `answer`; `progress` is told how many contexts each
+        batch was."""
         prompts = [self.encode(self.template.messages(context)) for context in contexts]
         # Prompts of like length together: less padding in the prefill.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))

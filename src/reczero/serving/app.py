@@ -1,0 +1,612 @@
+"""The HTTP side: a FastAPI application over an `Engine`. What each request and answer looks like is in its OpenAPI."""
+
+import asyncio
+import hashlib
+import hmac
+import json
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.sse import format_sse_event
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from reczero import __version__
+from reczero.data import Known
+from reczero.errors import BadRequest, NotFound
+from reczero.reasoning import Context
+
+from .answering import Prediction
+from .engine import Engine, Full, Job
+from .predictor import Predictor, Recommendation, ranked
+from .requests import PredictRequest, RecommendRequest, told
+
+log = logging.getLogger("reczero.serving")
+PAGE = Path(__file__).parent / "page"
+MOST_BYTES = 1 << 20  # of a request's body
+READ_SECONDS = 30.0  # in which a body must have come
+HEARTBEAT = 10.0  # seconds without an event after which a stream shows that it lives
+LOCAL_NAMES = {"localhost", "127.0.0.1", "::1", "testserver"}
+MOST_FOUND = 100
+_TOO_LARGE = f"the body is larger than {MOST_BYTES:,} bytes"
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+HEADERS = {
+    b"content-security-policy": b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
+    b"form-action 'none'",
+    b"x-content-type-options": b"nosniff",
+    b"referrer-policy": b"no-referrer",
+    b"cache-control": b"no-store",
+}
+
+
+# --- what is sent back ------------------------------------------------------------------------------------------------
+
+
+class ScaleOut(BaseModel):
+    min: float
+    max: float
+    step: float
+
+
+class PredictionOut(BaseModel):
+    rating: float | None = Field(description="the number that was written; null where the answer is malformed")
+    parsed: bool
+    reasoning: dict[str, str] = Field(description="the sections, such as analyze_user, analyze_item, match")
+    distribution: list[float] | None = Field(description="how probable each rating of the scale is, ascending")
+    expected: float | None = Field(description="the distribution's mean")
+    scale: ScaleOut
+    tokens: int = Field(description="of the answer")
+    model: str
+    fault: str | None = Field(description="what is malformed")
+
+
+class CandidateOut(BaseModel):
+    id: str | None
+    title: str
+    score: float | None = Field(description="what they are ranked by: the distribution's mean, else the number")
+    prediction: PredictionOut
+
+
+class RecommendOut(BaseModel):
+    recommendations: list[CandidateOut] = Field(description="the best first")
+    considered: int = Field(description="candidates")
+
+
+class ModelOut(BaseModel):
+    model: str
+    scale: ScaleOut
+    sections: list[str] = Field(description="of the reasoning, in order")
+    history: int = Field(description="how many of the newest ratings a prompt shows")
+    data: str | None = Field(description="the prepared data set whose users and items can be named by id")
+    version: str
+
+
+class UserOut(BaseModel):
+    user_id: str
+    count: int = Field(description="ratings")
+
+
+class UsersOut(BaseModel):
+    users: list[UserOut]
+
+
+class ItemOut(BaseModel):
+    item_id: str
+    title: str
+    count: int
+
+
+class ItemsOut(BaseModel):
+    items: list[ItemOut]
+
+
+class HistoryEntryOut(BaseModel):
+    title: str
+    rating: float
+    categories: list[str] = []
+
+
+class HistoryOut(BaseModel):
+    user_id: str
+    average: float | None
+    count: int
+    history: list[HistoryEntryOut] = Field(description="the newest, oldest first")
+
+
+class State(BaseModel):
+    status: str
+
+
+class Problem(BaseModel):
+    detail: str
+
+
+class PredictIn(PredictRequest):
+    stream: bool = Field(False, description="send the sections as they are written, as server-sent events")
+
+
+class RecommendIn(RecommendRequest):
+    stream: bool = Field(False, description="send the candidates as they are answered, as server-sent events")
+
+
+_HISTORY = [{"title": "Alien (1979)", "rating": 5}, {"title": "Speed (1994)", "rating": 2, "review": "All noise."}]
+PREDICT_EXAMPLES = [
+    {
+        "history": _HISTORY,
+        "item": {"title": "Aliens (1986)", "categories": ["Action", "Sci-Fi"], "average": 4.1, "count": 284},
+    },
+    {"history": [], "item": {"title": "Fargo (1996)"}},
+]
+RECOMMEND_EXAMPLES = [
+    {"history": _HISTORY, "candidates": [{"title": "Aliens (1986)"}, {"id": "f", "title": "Fargo (1996)"}], "k": 1}
+]
+
+
+# --- reading strictly -------------------------------------------------------------------------------------------------
+
+
+def strict_json(body: bytes) -> Any:
+    """JSON as the standard has it: no NaN, no key twice, no number beyond a double, no half of a surrogate pair.
+    Raises ValueError or RecursionError."""
+
+    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(found)
+        if len(made) < len(found):
+            raise ValueError("a key stands twice in one object")
+        return made
+
+    def number(text: str) -> float:
+        if not math.isfinite(value := float(text)):
+            raise ValueError("a number is too large")
+        return value
+
+    def whole(text: str) -> int:
+        if len(text) > 19:
+            raise ValueError("a number is too large")
+        return int(text)
+
+    def constant(text: str) -> None:
+        raise ValueError(f"{text} is no JSON")
+
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8") from error
+    found = json.loads(
+        text, object_pairs_hook=pairs, parse_float=number, parse_int=whole, parse_constant=constant
+    )  # fmt: skip
+    json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair can't be
+    return found
+
+
+class _StrictRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return await run_in_threadpool(strict_json, await self.body())
+        except json.JSONDecodeError as error:
+            raise HTTPException(400, f"the body is not JSON: {error.msg} at character {error.pos}") from error
+        except UnicodeEncodeError as error:
+            raise HTTPException(400, "the body holds half of a surrogate pair") from error
+        except RecursionError as error:
+            raise HTTPException(400, "the body is nested too deeply") from error
+        except ValueError as error:
+            raise HTTPException(400, f"the body is not JSON: {error}") from error
+
+
+class _StrictRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(_StrictRequest(request.scope, request.receive))
+
+        return strictly
+
+
+# --- the application --------------------------------------------------------------------------------------------------
+
+
+def create_app(
+    predictor: Predictor, engine: Engine, *, key: str | None = None, time_limit: float = 120.0, local: bool = True
+) -> FastAPI:
+    """key: what clients must send as `Authorization: Bearer`. time_limit: seconds for a request, its waiting included.
+    local: answer only requests that name this machine as their host, so that no page from elsewhere can ask by way of a
+    user's browser."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await run_in_threadpool(engine.stop)
+
+    app = FastAPI(
+        title="reczero", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None,
+        summary="Ratings with their reasons.",
+        responses={400: {"model": Problem}, 413: {"model": Problem}, 422: {"model": Problem}},
+    )  # fmt: skip
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(BadRequest, _bad_request)
+    app.add_exception_handler(StarletteHTTPException, _http_error)
+    server = _Server(predictor, engine, time_limit)
+    app.add_middleware(_Guard, hosts=LOCAL_NAMES if local else None, metrics=server.metrics)
+    locked = [Depends(_lock(key))] if key else []
+    denied: dict[int | str, dict[str, Any]] = {401: {"model": Problem}} if key else {}
+    asking = APIRouter(route_class=_StrictRoute, dependencies=locked, responses=denied, tags=["predictions"])
+    stream = {"text/event-stream": {"schema": {"type": "string"}}}
+    refused: dict[int | str, dict[str, Any]] = {
+        404: {"model": Problem, "description": "no such user or item"},
+        429: {"model": Problem, "description": "the queue is full; Retry-After says when to come again"},
+        502: {"model": Problem, "description": "the model failed"},
+        504: {"model": Problem, "description": "not answered within the time limit"},
+    }
+
+    @asking.post("/v1/predict", response_model=PredictionOut, responses={200: {"content": stream}, **refused})
+    async def predict(request: Request, asked: PredictIn) -> Any:
+        """What would this user give this item, and why? With `stream`, the events are `section` ({name, text}), and in
+        the end `prediction` or `error`."""
+        context = await run_in_threadpool(predictor.context, asked)
+        if asked.stream:
+            return server.stream([context], None, asked)
+        (prediction,) = await server.answer(request, [context], together=False)
+        return server.shown(prediction)
+
+    @asking.post("/v1/recommend", response_model=RecommendOut, responses={200: {"content": stream}, **refused})
+    async def recommend(request: Request, asked: RecommendIn) -> Any:
+        """Which candidates would this user like best, and why? With `stream`, the events are `candidate` as each is
+        answered, in any order, and in the end `recommendations` or `error`."""
+        named, contexts = await run_in_threadpool(predictor.candidates, asked)
+        if asked.stream:
+            return server.stream(contexts, named, asked)
+        return server.list_of(named, await server.answer(request, contexts, together=True), asked.k)
+
+    looking = APIRouter(dependencies=locked, responses=denied, tags=["what there is"])
+
+    @looking.get("/v1/model")
+    async def model() -> ModelOut:
+        """What is served."""
+        template, data = predictor.answering.template, predictor.known
+        return ModelOut(
+            model=predictor.answering.name,
+            scale=ScaleOut(**predictor.scale.to_dict()),
+            sections=[section.name for section in template.thinking],
+            history=template.settings.history,
+            data=data.data.name if data else None,
+            version=__version__,
+        )
+
+    none: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "no data set, or no such user"}}
+    text, limit = Query(max_length=200), Query(ge=1, le=MOST_FOUND)
+
+    @looking.get("/v1/users", responses=none)
+    def users(q: Annotated[str, text] = "", limit: Annotated[int, limit] = 20) -> UsersOut:
+        """Users of the data set whose id holds `q`, the most active first."""
+        return UsersOut.model_validate({"users": _data(predictor).find_users(q, limit)})
+
+    @looking.get("/v1/items", responses=none)
+    def items(q: Annotated[str, text] = "", limit: Annotated[int, limit] = 20) -> ItemsOut:
+        """Items of the data set whose title or id holds `q`, the most often rated first."""
+        return ItemsOut.model_validate({"items": _data(predictor).find_items(q, limit)})
+
+    @looking.get("/v1/users/{user_id:path}", responses=none)
+    def history(user_id: str) -> HistoryOut:
+        """The newest ratings of a user of the data set."""
+        known = _data(predictor).user(user_id)
+        shown = [
+            HistoryEntryOut(title=entry.item.title, rating=entry.rating, categories=list(entry.item.categories))
+            for entry in known.user_history
+        ]
+        return HistoryOut(user_id=user_id, average=known.user_avg, count=known.user_count, history=shown)
+
+    @looking.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(server.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/healthz", tags=["state"])
+    async def healthz() -> State:
+        """That the process answers."""
+        return State(status="ok")
+
+    @app.get("/readyz", tags=["state"], responses={503: {"model": Problem, "description": "not now"}})
+    async def readyz() -> State:
+        """That predictions are being made."""
+        if not engine.alive:
+            raise HTTPException(503, "not ready")
+        return State(status="ready")
+
+    app.include_router(asking)
+    app.include_router(looking)
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(PAGE / "index.html")
+
+    _with_examples(app)
+    return app
+
+
+def _with_examples(app: FastAPI) -> None:
+    """Examples in the OpenAPI, on the schemas where clients' tools look for them."""
+    make = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = make()
+        for name, examples in (("PredictIn", PREDICT_EXAMPLES), ("RecommendIn", RECOMMEND_EXAMPLES)):
+            schema["components"]["schemas"][name]["examples"] = examples
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _data(predictor: Predictor) -> Known:
+    if predictor.known is None:
+        raise NotFound("there is no data set here")
+    return predictor.known
+
+
+def _lock(key: str) -> Callable[..., Any]:
+    wanted = hashlib.sha256(key.encode()).digest()
+
+    async def check(
+        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
+    ) -> None:
+        text = given.credentials if given else ""
+        if not hmac.compare_digest(hashlib.sha256(text.encode()).digest(), wanted):
+            raise HTTPException(401, "send the key as Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
+
+    return check
+
+
+async def _invalid(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    if found and found[0]["loc"] == ("body",) and found[0]["type"] != "value_error":
+        return _problem(422, "the body must be a JSON object, sent with Content-Type: application/json")
+    return _problem(422, told(found))
+
+
+async def _bad_request(_: Request, error: Exception) -> JSONResponse:
+    return _problem(404 if isinstance(error, NotFound) else 422, str(error))
+
+
+async def _http_error(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, StarletteHTTPException)
+    return _problem(error.status_code, str(error.detail), error.headers)
+
+
+def _problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
+    return JSONResponse({"detail": detail}, status, headers)
+
+
+class _Server:
+    """From requests to jobs and back."""
+
+    def __init__(self, predictor: Predictor, engine: Engine, time_limit: float):
+        self.predictor, self.engine, self.time_limit = predictor, engine, time_limit
+        self.registry = CollectorRegistry()
+        self.metrics = _Metrics(self.registry, engine)
+
+    def shown(self, prediction: Prediction) -> PredictionOut:
+        return PredictionOut(
+            rating=prediction.rating, parsed=prediction.parsed, reasoning=prediction.reasoning,
+            distribution=prediction.distribution, expected=prediction.expected,
+            scale=ScaleOut(**self.predictor.scale.to_dict()), tokens=prediction.details["tokens"],
+            model=self.predictor.answering.name, fault=prediction.details["fault"],
+        )  # fmt: skip
+
+    def list_of(
+        self, named: Sequence[tuple[str | None, str]], predictions: Sequence[Prediction], k: int
+    ) -> RecommendOut:
+        best = [self._candidate(one) for one in ranked(named, predictions, k)]
+        return RecommendOut(recommendations=best, considered=len(named))
+
+    def _candidate(self, one: Recommendation) -> CandidateOut:
+        score = one.prediction.score
+        prediction = self.shown(one.prediction)
+        return CandidateOut(
+            id=one.id, title=one.title, score=score if math.isfinite(score) else None, prediction=prediction
+        )
+
+    def _submit(self, contexts: Sequence[Context], together: bool, streams: bool) -> tuple[Job, asyncio.Queue]:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+
+        def tell(event: tuple[Any, ...]) -> None:
+            try:
+                loop.call_soon_threadsafe(events.put_nowait, event)
+            except RuntimeError:  # the loop has ended: nobody waits any more
+                job.gone.set()
+
+        job = Job(contexts, tell, streams=streams, together=together)
+        try:
+            self.engine.submit(job)
+        except Full as full:
+            raise HTTPException(429, "too many requests are waiting", {"Retry-After": str(full.seconds)}) from full
+        return job, events
+
+    async def answer(self, request: Request, contexts: Sequence[Context], together: bool) -> list[Prediction]:
+        """The predictions, in the order of the contexts; given up when the client leaves or the time is over."""
+        job, events = self._submit(contexts, together, streams=False)
+        found: dict[int, Prediction] = {}
+        left = asyncio.create_task(_left(request))
+        try:
+            async with asyncio.timeout(self.time_limit):
+                while len(found) < len(contexts):
+                    event = asyncio.create_task(events.get())
+                    await asyncio.wait({event, left}, return_when=asyncio.FIRST_COMPLETED)
+                    if not event.done():
+                        event.cancel()
+                        raise HTTPException(499, "the client left")
+                    kind, *told_ = event.result()
+                    if kind == "prediction":
+                        found[told_[0]] = told_[1]
+                    else:
+                        raise _failure(kind, told_)
+        except TimeoutError as error:
+            raise HTTPException(504, f"not answered within {self.time_limit:g} seconds") from error
+        finally:
+            job.gone.set()
+            left.cancel()
+        return [found[place] for place in range(len(contexts))]
+
+    def stream(
+        self, contexts: Sequence[Context], named: Sequence[tuple[str | None, str]] | None, asked: Any
+    ) -> StreamingResponse:
+        """named: of candidates, whose list stands in the end."""
+        job, events = self._submit(contexts, named is not None, streams=named is None)
+        body = self._events(job, events, named, getattr(asked, "k", 1))
+        return StreamingResponse(body, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def _events(
+        self, job: Job, events: asyncio.Queue, named: Sequence[tuple[str | None, str]] | None, k: int
+    ) -> AsyncIterator[bytes]:
+        found: dict[int, Prediction] = {}
+        ends = time.monotonic() + self.time_limit
+        try:
+            while len(found) < len(job.contexts):
+                wait = min(HEARTBEAT, ends - time.monotonic())
+                if wait <= 0:
+                    yield _event("error", {"detail": f"not answered within {self.time_limit:g} seconds"})
+                    return
+                try:
+                    kind, *told_ = await asyncio.wait_for(events.get(), wait)
+                except TimeoutError:
+                    yield format_sse_event(comment="waiting")
+                    continue
+                if kind == "section":
+                    yield _event("section", {"name": told_[1], "text": told_[2]})
+                elif kind == "prediction":
+                    place, prediction = told_
+                    found[place] = prediction
+                    if named:
+                        one = self._candidate(Recommendation(named[place][0], named[place][1], prediction))
+                        yield _event("candidate", one.model_dump() | {"place": place})
+                    else:
+                        yield _event("prediction", self.shown(prediction).model_dump())
+                else:
+                    yield _event("error", {"detail": _failure(kind, told_).detail})
+                    return
+            if named:
+                ordered = [found[place] for place in range(len(named))]
+                yield _event("recommendations", self.list_of(named, ordered, k).model_dump())
+        finally:
+            job.gone.set()
+
+
+def _event(name: str, data: Any) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False, allow_nan=False))
+
+
+def _failure(kind: str, said: Sequence[Any]) -> HTTPException:
+    return HTTPException(422, said[0]) if kind == "refused" else HTTPException(502, "the model failed; try again")
+
+
+async def _left(request: Request) -> None:
+    """Returns when the client does not wait any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Metrics:
+    def __init__(self, registry: CollectorRegistry, engine: Engine):
+        labels = ("method", "route", "status")
+        self.requests = Counter("reczero_requests", "Requests that were answered.", labels, registry=registry)
+        self.seconds = Histogram(
+            "reczero_request_seconds", "From a request's arrival to the end of its answer.", ("route",),
+            registry=registry, buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160),
+        )  # fmt: skip
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "reczero_queue_length": ("Requests that wait.", lambda: engine.waiting),
+            "reczero_queue_limit": ("Requests that may wait.", lambda: engine.queue),
+            "reczero_predictions_under_way": ("Predictions that are being written.", lambda: engine.under_way),
+            "reczero_ready": ("1 while predictions are made.", lambda: float(engine.alive)),
+            "reczero_predictions": ("Predictions so far.", lambda: engine.predictions),
+            "reczero_tokens": ("Tokens of them.", lambda: engine.tokens),
+        }
+        for name, (about, read) in gauges.items():
+            Gauge(name, about, registry=registry).set_function(read)
+
+
+class _Guard:
+    """Around everything: the host, the time that a body may take, headers, what is counted and logged, and that no
+    defect of ours shows more than that it happened."""
+
+    def __init__(self, app: ASGIApp, hosts: set[str] | None, metrics: _Metrics):
+        self.app, self.hosts, self.metrics = app, hosts, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status, read_all, size = time.monotonic(), 0, False, 0
+
+        async def reading() -> Message:
+            nonlocal read_all, size
+            if read_all:
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), READ_SECONDS)
+            except TimeoutError as error:
+                raise HTTPException(408, "the body did not come in time", {"Connection": "close"}) from error
+            read_all = not message.get("more_body", False)
+            size += len(message.get("body", b""))
+            if size > MOST_BYTES:
+                raise HTTPException(413, _TOO_LARGE, {"Connection": "close"})
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                given = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(h for h in HEADERS.items() if h[0] not in given)]
+            await send(message)
+
+        try:
+            if self.hosts is not None and _host(scope) not in self.hosts:
+                await _problem(400, "this server answers requests to this machine only")(scope, receive, sending)
+            elif _length(scope) > MOST_BYTES:
+                await _problem(413, _TOO_LARGE, {"Connection": "close"})(scope, receive, sending)
+            else:
+                await self.app(scope, reading, sending)
+        except Exception as error:
+            log.error("a defect: %s", type(error).__name__)
+            if not status:
+                await _problem(500, "an internal error")(scope, receive, sending)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            seconds = time.monotonic() - began
+            self.metrics.requests.labels(method, route, status).inc()
+            self.metrics.seconds.labels(route).observe(seconds)
+            log.info("%s %s %s %.3f s", method, route, status or "cut off", seconds)
+
+
+def _length(scope: Scope) -> int:
+    """What the header says of the body; what comes is counted, too."""
+    given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    return int(given) if given.isdigit() else 0
+
+
+def _host(scope: Scope) -> str | None:
+    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None

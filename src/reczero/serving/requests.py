@@ -1,0 +1,168 @@
+"""What is asked: histories and items as plain data, checked once for Python, files and HTTP alike.
+
+Text may be anything: it is neutralised where a prompt is made (`reczero.reasoning.neutralise`). The limits keep one
+request from taking what belongs to the others.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+
+from reczero.errors import BadRequest
+from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale
+
+MOST_HISTORY = 1_000
+MOST_CANDIDATES = 200
+MOST_REVIEWS = 200
+MOST_CATEGORIES = 50
+
+Short = Annotated[str, StringConstraints(max_length=1_000)]
+Title = Annotated[str, StringConstraints(max_length=1_000, min_length=1)]
+Long = Annotated[str, StringConstraints(max_length=20_000)]
+Id = Annotated[str, StringConstraints(max_length=1_000, min_length=1)]
+Rating = Annotated[float, Field(ge=-1e6, le=1e6, description="on the server's scale")]
+Count = Annotated[int, Field(ge=0, le=10**12)]
+
+
+class _Asked(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class _Described(_Asked):
+    title: Title
+    categories: Annotated[list[Short], Field(max_length=MOST_CATEGORIES)] = []
+    creator: Short | None = Field(None, description="author, artist, brand, director")
+    price: Short | None = None
+    description: Long | None = None
+
+    def item(self) -> Item:
+        return Item(self.title, tuple(self.categories), self.creator, self.price, self.description)
+
+
+class Rated(_Described):
+    """An item that the user has rated."""
+
+    rating: Rating
+    summary: Short | None = Field(None, description="the review's headline")
+    review: Long | None = None
+
+
+class Review(_Asked):
+    """What somebody else said of the item."""
+
+    rating: Rating
+    summary: Short | None = None
+    review: Long | None = None
+
+
+class Asked(_Described):
+    """The item that is asked about."""
+
+    id: Id | None = Field(None, description="yours; it stands in the answer")
+    average: Rating | None = Field(None, description="mean of its ratings; by default that of `reviews`")
+    count: Count | None = Field(None, description="how many ratings it has; by default as many as `reviews`")
+    reviews: Annotated[list[Review], Field(max_length=MOST_REVIEWS)] = Field([], description="of others, oldest first")
+
+
+class _OfUser(_Asked):
+    history: Annotated[list[Rated], Field(max_length=MOST_HISTORY)] | None = Field(
+        None, description="what the user rated, oldest first; may be empty"
+    )
+    user_id: Id | None = Field(None, description="a user of the prepared data set, instead of a history")
+    user_average: Rating | None = Field(None, description="mean of all the user's ratings; by default the history's")
+    user_count: Count | None = Field(None, description="how many ratings the user gave; by default the history's")
+
+    @model_validator(mode="after")
+    def _one_user(self) -> Self:
+        if (self.history is None) == (self.user_id is None):
+            raise ValueError("give either history (may be empty) or user_id")
+        if self.user_id is not None and (self.user_average is not None or self.user_count is not None):
+            raise ValueError("user_average and user_count go with history; those of user_id are known")
+        return self
+
+
+class PredictRequest(_OfUser):
+    """What would this user give this item?"""
+
+    item: Asked | None = None
+    item_id: Id | None = Field(None, description="an item of the prepared data set, instead of `item`")
+
+    @model_validator(mode="after")
+    def _one_item(self) -> Self:
+        if (self.item is None) == (self.item_id is None):
+            raise ValueError("give either item or item_id")
+        return self
+
+
+class RecommendRequest(_OfUser):
+    """Which of these items would this user like best?"""
+
+    candidates: Annotated[list[Asked], Field(min_length=1, max_length=MOST_CANDIDATES)] | None = None
+    candidate_ids: Annotated[list[Id], Field(min_length=1, max_length=MOST_CANDIDATES)] | None = Field(
+        None, description="items of the prepared data set; without any, well rated ones that are new to the user"
+    )
+    k: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] = 10
+
+    @model_validator(mode="after")
+    def _one_list(self) -> Self:
+        if self.candidates is not None and self.candidate_ids is not None:
+            raise ValueError("give either candidates or candidate_ids")
+        if len(set(self.candidate_ids or ())) < len(self.candidate_ids or ()):
+            raise ValueError("candidate_ids: the same item stands there twice")
+        return self
+
+
+Request = TypeVar("Request", bound=_OfUser)
+
+
+def read(kind: type[Request], asked: Mapping[str, Any]) -> Request:
+    """A request of plain data. Raises BadRequest that says which part is wrong."""
+    try:
+        return kind.model_validate(dict(asked))
+    except ValidationError as error:
+        raise BadRequest(told(error.errors(include_url=False, include_context=False, include_input=False))) from error
+
+
+def told(errors: Any) -> str:
+    """pydantic's findings in one line: the first three, each with its place."""
+    lines = []
+    for error in errors[:3]:
+        place = ".".join(str(part) for part in error["loc"] if part != "body")
+        message = error["msg"].removeprefix("Value error, ")
+        lines.append(f"{place}: {message}" if place else message)
+    more = f"; and {len(errors) - 3} more" if len(errors) > 3 else ""
+    return "; ".join(lines) + more
+
+
+def context(item: Asked, user: _OfUser, scale: Scale) -> Context:
+    """What a prompt is made of. Raises BadRequest for numbers off the scale."""
+    history, reviews = user.history or [], item.reviews
+    numbers: list[tuple[str, float | None]] = [(f"history.{i}.rating", entry.rating) for i, entry in enumerate(history)]
+    numbers += [(f"item.reviews.{i}.rating", review.rating) for i, review in enumerate(reviews)]
+    numbers += [("item.average", item.average), ("user_average", user.user_average)]
+    for place, number in numbers:
+        if number is not None and not scale.contains(number):
+            low, high = Scale.text(scale.min), Scale.text(scale.max)
+            raise BadRequest(f"{place}: {Scale.text(number)} is not on the scale from {low} to {high}")
+    user_avg, user_count = _standing([entry.rating for entry in history], user.user_average, user.user_count, "user_")
+    item_avg, item_count = _standing([review.rating for review in reviews], item.average, item.count, "item.")
+    return Context(
+        item.item(),
+        tuple(HistoryEntry(entry.item(), entry.rating, entry.summary, entry.review) for entry in history),
+        tuple(Opinion(review.rating, review.summary, review.review) for review in reviews),
+        user_avg, user_count, item_avg, item_count,
+    )  # fmt: skip
+
+
+def _standing(ratings: list[float], average: float | None, count: int | None, of: str) -> tuple[float | None, int]:
+    """Average and count as given, else of the ratings that are shown."""
+    if count is not None and count < len(ratings):
+        raise BadRequest(f"{of}count: {count} is less than the {len(ratings)} ratings that are given")
+    if average is None:
+        if count is not None and count > len(ratings):
+            raise BadRequest(f"{of}average is missing: {of}count is more than the ratings that are given")
+        return (sum(ratings) / len(ratings) if ratings else None), len(ratings)
+    if count == 0:
+        raise BadRequest(f"{of}average: there is none of {of}count 0")
+    return average, count if count is not None else max(1, len(ratings))
