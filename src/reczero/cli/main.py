@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from reczero import __version__
-from reczero.cli import bench, compare, data, doctor, export, report, serve, teach, train
+from reczero.cli import bench, compare, data, doctor, export, predict, report, serve, teach, train
 from reczero.errors import UserError, printable
 from reczero.files import write_error
 
@@ -49,6 +49,7 @@ app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.command()(report.report)
 app.command()(export.export)
+app.command()(predict.predict)
 app.command()(serve.recommend)
 app.command()(serve.serve)
 

@@ -132,6 +132,16 @@ class Dataset:
         )
         return self._rows("examples", places["row_number"], columns or list(EXAMPLES))
 
+    def places(self, split: Split | None = None) -> np.ndarray:
+        """(rows,) int64: where in examples.parquet the rows of a split stand, cold starts too; 8 bytes a row."""
+        numbered = self._scan("examples").select("split").with_row_index("row_number")
+        chosen = numbered if split is None else numbered.filter(pl.col("split") == split)
+        return self._collect(chosen.select("row_number")).to_series().cast(pl.Int64).to_numpy()
+
+    def at(self, places: np.ndarray) -> pl.DataFrame:
+        """The examples at these places, ascending, with all columns."""
+        return self._rows("examples", pl.Series(places), list(EXAMPLES))
+
     def interactions(self, columns: Sequence[str]) -> pl.DataFrame:
         """All kept rows by (time, user, item), only these columns."""
         return self._collect(self._scan("interactions").select(columns))

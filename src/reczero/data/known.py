@@ -51,12 +51,21 @@ class Known:
         """Items whose title or id holds `text`, whatever its case."""
         return _matching(self.titles, ["title", "item_id"], text, limit)
 
-    def has_user(self, user_id: str) -> bool:
-        return bool((self.users["user_id"] == user_id).any())
+    def unknown_users(self, user_ids: Sequence[str]) -> list[str]:
+        """Those that the data set does not have."""
+        return sorted(set(user_ids) - self._user_ids)
 
-    def missing_items(self, item_ids: Sequence[str]) -> list[str]:
-        """Those of `item_ids` that the data set does not know."""
-        return sorted(set(item_ids) - set(self.titles["item_id"]))
+    def unknown_items(self, item_ids: Sequence[str]) -> list[str]:
+        """Those that the data set does not have."""
+        return sorted(set(item_ids) - self._item_ids)
+
+    @cached_property
+    def _user_ids(self) -> set[str]:
+        return set(self.users["user_id"])
+
+    @cached_property
+    def _item_ids(self) -> set[str]:
+        return set(self.titles["item_id"])
 
     def candidates(self, user_id: str | None, count: int) -> list[str]:
         """The `count` items with the highest average, damped by `PRIOR` ratings of the overall mean, that the user has
@@ -69,32 +78,34 @@ class Known:
             ranked = ranked.join(self._of("user_id", [user_id]), on="item_id", how="anti")
         return ranked.sort(["damped", "count", "item_id"], descending=[True, True, False])["item_id"][:count].to_list()
 
-    def contexts(self, user_id: str | None, item_ids: Sequence[str]) -> list[Context]:
-        """One for each item, in their order, with the newest entries of both sides. Without a user, one of whom nothing
-        is known. Raises NotFound for ids that the data set does not have."""
-        if not item_ids:
+    def contexts(self, pairs: Sequence[tuple[str | None, str]]) -> list[Context]:
+        """One for each (user_id, item_id), in their order, with the newest entries of both sides. Without a user, one
+        of whom nothing is known. Raises NotFound for ids that the data set does not have."""
+        if not pairs:
             return []
-        if user_id is not None and not self.has_user(user_id):
-            raise NotFound(f"no user {user_id!r} in the data set")
-        if unknown := self.missing_items(item_ids):
+        users = sorted({user for user, _ in pairs if user is not None})
+        if unknown := self.unknown_users(users):
+            raise NotFound(f"no user {unknown[0]!r} in the data set")
+        if unknown := self.unknown_items([item for _, item in pairs]):
             raise NotFound(f"no item {unknown[0]!r} in the data set")
-        mine = self._of("user_id", [] if user_id is None else [user_id])
-        theirs = self._of("item_id", item_ids).partition_by("item_id", as_dict=True)
-        nothing = mine.clear()
+        mine = self._of("user_id", users).partition_by("user_id", as_dict=True)
+        theirs = self._of("item_id", sorted({item for _, item in pairs})).partition_by("item_id", as_dict=True)
+        nothing = self._of("user_id", [])
         rows = []
-        for item in item_ids:
-            others = theirs.get((item,), nothing)
-            others = others.filter(pl.col("user_id") != user_id) if user_id is not None else others
-            rows.append(
-                {"item_id": item} | self._side(mine.filter(pl.col("item_id") != item), "user", "item_id")
-                | self._side(others, "item", "user_id")
-            )  # fmt: skip
-        schema = {name: EXAMPLES[name] for name in rows[0]}
-        return self.data.contexts(pl.DataFrame(rows, schema=schema))
+        for user, item in pairs:
+            rated, others = mine.get((user,), nothing), theirs.get((item,), nothing)
+            rated, others = (side.filter(~self._is_pair(user, item)) for side in (rated, others))
+            of_user, of_item = self._side(rated, "user", "item_id"), self._side(others, "item", "user_id")
+            rows.append({"item_id": item} | of_user | of_item)
+        return self.data.contexts(pl.DataFrame(rows, schema={name: EXAMPLES[name] for name in rows[0]}))
+
+    @staticmethod
+    def _is_pair(user: str | None, item: str) -> pl.Expr:
+        return (pl.col("user_id") == pl.lit(user)).fill_null(False) & (pl.col("item_id") == item)
 
     def user(self, user_id: str) -> Context:
         """What is known of a user; the item is a blank. Raises NotFound."""
-        if not self.has_user(user_id):
+        if self.unknown_users([user_id]):
             raise NotFound(f"no user {user_id!r} in the data set")
         row = {"item_id": self.titles["item_id"][0]} | self._side(self._of("user_id", [user_id]), "user", "item_id")
         row |= {"item_history": [], "item_avg": None, "item_count": 0}

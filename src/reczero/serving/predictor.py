@@ -114,7 +114,7 @@ class Predictor:
     def context(self, request: PredictRequest) -> Context:
         """What the model reads. Raises BadRequest."""
         if request.item_id is not None:
-            (made,) = self._known("item_id").contexts(request.user_id, [request.item_id])
+            (made,) = self._known("item_id").contexts([(request.user_id, request.item_id)])
             return self._of_id(made, request)
         assert request.item is not None
         return self._of_item(request.item, request)
@@ -127,7 +127,7 @@ class Predictor:
         ids = request.candidate_ids
         known = self._known("candidate_ids" if ids else "candidates are missing, and")
         ids = ids or known.candidates(request.user_id, POOL)
-        contexts = [self._of_id(one, request) for one in known.contexts(request.user_id, ids)]
+        contexts = [self._of_id(one, request) for one in known.contexts([(request.user_id, name) for name in ids])]
         return [(name, one.item.title) for name, one in zip(ids, contexts, strict=True)], contexts
 
     def _known(self, what: str) -> Known:

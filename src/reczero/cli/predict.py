@@ -1,0 +1,68 @@
+"""`reczero predict`: a table of predictions, over night if need be."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from reczero.errors import UserError
+
+from .serve import Data, Endpoint, EndpointModel, ModelName, open_predictor
+
+
+def predict(
+    model: ModelName,
+    what: Annotated[
+        str,
+        typer.Argument(
+            help="A prepared data set (its folder, or a name such as ml-100k); or a file of requests: JSON lines as "
+            "/v1/predict takes them, or a CSV or Parquet with user_id and item_id, which wants --data.",
+            show_default=False,
+            metavar="DATA | FILE",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write, .parquet or .csv.", show_default=False)],
+    split: Annotated[
+        Literal["train", "validation", "test", "all"], typer.Option(help="DATA: which of its examples.")
+    ] = "test",
+    data: Data = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 64,
+    endpoint: Endpoint = None,
+    endpoint_model: EndpointModel = None,
+) -> None:
+    """Predict every row, with its reasoning, into a table; after a kill, the same command goes on.
+
+    A row that can't be asked (an unknown id, a number off the scale) stays in the table with what is wrong in `fault`.
+
+    Example: reczero predict runs/demo ml-100k -o predictions.parquet
+
+    Example: reczero predict runs/demo pairs.csv --data ml-100k -o predictions.csv
+    """
+    from reczero.cli.compare import prepared
+    from reczero.cli.progress import Progress
+    from reczero.data import PUBLISHED
+
+    is_data = (Path(what) / "dataset.json").is_file() or (what in PUBLISHED and not Path(what).exists())
+    if is_data and data is not None:
+        raise UserError("--data: DATA is a data set already; --data goes with a file of requests")
+
+    predictor = open_predictor(model, what if is_data else data, endpoint, endpoint_model)
+
+    from reczero.serving.bulk import Examples, Requests, Rows, predict_file
+
+    with Progress() as progress:
+        try:
+            rows: Rows = (
+                Requests(Path(what), predictor)
+                if not is_data
+                else Examples(prepared(what), None if split == "all" else split)
+            )
+            if not rows.count:
+                raise UserError(f"{what}: has no rows of split {split}")
+            found = predict_file(predictor, rows, out, batch_size, progress.say, progress.report)
+        except KeyboardInterrupt:
+            progress.say("interrupted; the same command goes on from here")
+            raise
+    typer.echo(f"{out}: {found['rows']:,} rows, {found['malformed']:,} malformed answers", nl=not found["failed"])
+    if found["failed"]:
+        typer.echo(f", {found['failed']:,} rows that could not be asked (the first: {found['first']})")
