@@ -49,12 +49,15 @@ def serve(
 
     Example: reczero serve runs/demo --data ml-100k --port 8000
     """
+    from reczero.serving.listening import hold
+
+    place = hold(host, port)
     predictor = open_predictor(model, data, endpoint, endpoint_model)
 
     from reczero.serving.server import serve as run
 
     run(
-        predictor, host, port, queue=queue, batch_size=batch_size, time_limit=time_limit,
+        predictor, place, queue=queue, batch_size=batch_size, time_limit=time_limit,
         say=lambda text: typer.echo(text, err=True),
     )  # fmt: skip
 

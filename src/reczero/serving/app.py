@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from reczero import __version__
 from reczero.data import Known
 from reczero.errors import BadRequest, NotFound
-from reczero.reasoning import Context
+from reczero.reasoning import Context, Scale
 
 from .answering import Prediction
 from .engine import Engine, Full, Job
@@ -337,18 +337,25 @@ def create_app(
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
-    _with_examples(app)
+    _describe(app, predictor.scale)
     return app
 
 
-def _with_examples(app: FastAPI) -> None:
-    """Examples in the OpenAPI, on the schemas where clients' tools look for them."""
+def _describe(app: FastAPI, scale: Scale) -> None:
+    """Examples in the OpenAPI, on the schemas where clients' tools look for them, and the bounds of ratings."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
         schema = make()
+        schemas = schema["components"]["schemas"]
         for name, examples in (("PredictIn", PREDICT_EXAMPLES), ("RecommendIn", RECOMMEND_EXAMPLES)):
-            schema["components"]["schemas"][name]["examples"] = examples
+            schemas[name]["examples"] = examples
+            for asked in (name, "Rated", "Review", "Asked"):
+                for field in ("rating", "average", "user_average"):
+                    given = schemas[asked]["properties"].get(field, {})
+                    for kind in given.get("anyOf", [given]):
+                        if kind.get("type") == "number":
+                            kind |= {"minimum": scale.min, "maximum": scale.max}
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]

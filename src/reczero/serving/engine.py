@@ -317,8 +317,8 @@ class LocalEngine(Engine):
         running = {id(row.completion) for row in lane.run.active}
         for key, (job, place, completion) in list(lane.answers.items()):
             if key not in running:
-                del lane.answers[key]
                 prediction = self.local.read(completion)
+                del lane.answers[key]
                 job.done(place, prediction)
                 self._finished(job, prediction)
             elif job.streams:

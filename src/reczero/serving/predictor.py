@@ -84,7 +84,7 @@ class Predictor:
             try:
                 contexts.append(self.context(read(PredictRequest, one)))
             except BadRequest as error:
-                raise BadRequest(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
+                raise type(error)(f"request {number}: {error}" if len(asked) > 1 else str(error)) from error
         return self.answering.answer(contexts, batch_size=batch_size, progress=progress)
 
     def recommend(

@@ -1,0 +1,194 @@
+"""Predictions into a file: as the comparison's, whatever interrupts them."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from reczero.cli import main
+from reczero.errors import UserError
+from reczero.rollout.language_model import LanguageModel
+from reczero.serving import bulk
+from reczero.serving.bulk import Examples, Requests, predict_file
+
+
+@pytest.fixture(autouse=True)
+def small_portions(monkeypatch):
+    monkeypatch.setattr(bulk, "PORTION", 7)
+    monkeypatch.setattr(bulk, "GROUP", 3)
+
+
+def quiet(*_):
+    pass
+
+
+def test_a_data_sets_rows_are_predicted_as_the_comparison_predicts_them(predictor, data, guided_dir, tmp_path):
+    reports = []
+    found = predict_file(predictor, Examples(data, "test"), tmp_path / "out.parquet", 4, quiet, reports.append)
+    table = pl.read_parquet(tmp_path / "out.parquet")
+    want = LanguageModel.open(str(guided_dir), data).table(data.examples("test", cold_start=None))
+    assert table["example_id"].to_list() == want["example_id"].to_list() and table.height == found["rows"] == 80
+    for name in ("prediction", "rating", "reasoning", "text", "tokens", "parsed"):
+        assert table[name].to_list() == want[name].to_list()
+    assert table["expected"].null_count() == 0 and found["malformed"] == found["failed"] == 0
+    assert reports[-1]["predicted"] == reports[-1]["of"] == 80
+    assert [path.name for path in tmp_path.iterdir()] == ["out.parquet"]
+    everything = predict_file(predictor, Examples(data, None), tmp_path / "all.parquet", 64, quiet, quiet)
+    assert everything["rows"] == data.examples(cold_start=None).height
+
+
+def test_it_goes_on_where_it_was_killed(guided_dir, table, data, predictor, tmp_path):
+    """Killed without warning; what was done is not done again, and the table is the same."""
+    asked = [{"id": f"r{n}", "history": [], "item": {"title": f"Film {n}"}} for n in range(1_500)]
+    file = tmp_path / "asked.jsonl"
+    file.write_text("".join(json.dumps(one) + "\n" for one in asked))
+    command = [sys.executable, "-m", "reczero.cli.main", "predict", str(guided_dir), str(file), "-o"]
+    parts = tmp_path / ".killed.parquet.parts"
+    with subprocess.Popen([*command, str(tmp_path / "killed.parquet")], stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline and len(list(parts.glob("0*.parquet"))) < 2:
+            time.sleep(0.005)
+        process.kill()
+    done = {path.name: path.stat().st_mtime_ns for path in parts.glob("0*.parquet")}
+    assert 2 <= len(done) < 6 and not (tmp_path / "killed.parquet").exists()
+    again = subprocess.run([*command, str(tmp_path / "killed.parquet")], capture_output=True, text=True, check=True)
+    assert f"goes on: about {256 * len(done):,} of 1,500 rows are done" in again.stderr
+    subprocess.run([*command, str(tmp_path / "whole.parquet")], capture_output=True, check=True)
+    killed, whole = (pl.read_parquet(tmp_path / f"{name}.parquet") for name in ("killed", "whole"))
+    assert killed.equals(whole) and killed["example_id"].to_list() == [one["id"] for one in asked]
+
+
+def test_what_was_begun_with_another_model_or_other_rows_is_not_mixed_in(predictor, data, tmp_path):
+    out = tmp_path / "out.parquet"
+
+    class Stopped(Exception):
+        pass
+
+    def stop(_):
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        predict_file(predictor, Examples(data, "test"), out, 4, quiet, stop)
+    with pytest.raises(UserError, match="was begun with another model or other rows"):
+        predict_file(predictor, Examples(data, "train"), out, 4, quiet, quiet)
+    predict_file(predictor, Examples(data, "test"), out, 4, quiet, quiet)
+    said = []
+    predict_file(predictor, Examples(data, "test"), out, 4, said.append, stop)
+    assert "is there already" in said[0]
+    with pytest.raises(UserError, match="exists and is of another model or other rows"):
+        predict_file(predictor, Examples(data, "train"), out, 4, quiet, quiet)
+
+
+def test_rows_that_can_not_be_asked_stay_and_say_why(predictor, tmp_path, capsys):
+    lines = [
+        '{"id": "good", "history": [{"title": "A", "rating": 5}], "item": {"title": "B"}}',
+        '{"user_id": "u1", "item_id": "i2"}',
+        '{"user_id": "nobody", "item_id": "i2"}',
+        "",
+        '{"history": [{"title": "A", "rating": 50}], "item": {"title": "B"}}',
+        "nonsense",
+        "[]",
+        '{"history": []}',
+    ]
+    (tmp_path / "asked.jsonl").write_text("\n".join(lines))
+    found = predict_file(
+        predictor, Requests(tmp_path / "asked.jsonl", predictor), tmp_path / "o.parquet", 4, quiet, quiet
+    )
+    table = pl.read_parquet(tmp_path / "o.parquet")
+    assert table["example_id"].to_list() == ["good", "u1:i2", "nobody:i2", "3", "4", "5", "6"]
+    assert table["parsed"].to_list() == [True, True] + [False] * 5
+    said = table["fault"].to_list()
+    for fault, part in zip(
+        said[2:], ["no user", "not on the scale", "no JSON", "no JSON object", "give either"], strict=True
+    ):
+        assert part in fault
+    assert (found["rows"], found["failed"], found["malformed"], found["first"]) == (7, 5, 0, said[2])
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_pairs_of_ids(predictor, guided_dir, table, tmp_path, kind, capsys):
+    pairs = pl.DataFrame(
+        {"user_id": [f"u{n % 10}" for n in range(20)], "item_id": [f"i{n}" for n in range(20)], "x": 1}
+    )
+    pairs.write_csv(tmp_path / "pairs.csv"), pairs.write_parquet(tmp_path / "pairs.parquet")
+    command = ["predict", str(guided_dir), str(tmp_path / f"pairs.{kind}"), "--data", str(table)]
+    assert main.run([*command, "-o", str(tmp_path / "out.csv")]) == 0
+    assert "20 rows, 0 malformed answers" in capsys.readouterr().out
+    found = pl.read_csv(tmp_path / "out.csv")
+    assert found["example_id"].to_list() == [f"u{n % 10}:i{n}" for n in range(20)]
+    want = predictor.predict_many([{"user_id": user, "item_id": item} for user, item, _ in pairs.iter_rows()])
+    assert found["prediction"].to_list() == [one.rating for one in want]
+    assert found["analyze_user"].to_list() == [one.reasoning["analyze_user"] for one in want]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "says"),
+    [
+        ("a.csv", "user_id,item\n1,2\n", True, "no column 'item_id'"),
+        ("a.csv", "user_id,item_id\n1,2\n", False, "name it: --data"),
+        ("a.csv", "", True, "no column"),
+        ("a.jsonl", "", True, "holds no rows"),
+        ("a.jsonl", b"\xff\xfe{", True, "is not UTF-8"),
+        ("a.parquet", "PAR1", True, "cannot be read"),
+        ("a.txt", "x", True, "ends on none of"),
+    ],
+)
+def test_files_that_hold_no_requests(guided_dir, table, tmp_path, name, content, options, says, capsys):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    more = ["--data", str(table)] if options else []
+    assert main.run(["predict", str(guided_dir), str(path), "-o", str(tmp_path / "o.parquet"), *more]) == 2
+    assert says in capsys.readouterr().err and not (tmp_path / "o.parquet").exists()
+
+
+def test_mistakes_of_the_command_are_told(guided_dir, table, tmp_path, capsys):
+    for command, says in (
+        (["predict", str(guided_dir), str(table), "-o", str(tmp_path / "o.txt")], "must end on .parquet or .csv"),
+        (["predict", str(guided_dir), str(tmp_path), "-o", str(tmp_path / "o.csv")], "no prepared data set"),
+        (["predict", str(guided_dir), "missing.csv", "-o", str(tmp_path / "o.csv")], "no such file"),
+        (["predict", str(guided_dir), str(table), "--data", str(table), "-o", "o.csv"], "goes with a file"),
+        (["recommend", str(guided_dir), "--data", str(table)], "give either --user"),
+        (["recommend", str(guided_dir), "--data", str(table), "--user", "nobody"], "no user 'nobody'"),
+        (["recommend", str(guided_dir), "--user", "u1"], "there is no data set here"),
+    ):
+        assert main.run(command) == 2
+        assert says in capsys.readouterr().err
+
+
+def test_recommend(guided_dir, table, predictor, tmp_path, capsys):
+    (tmp_path / "ids.txt").write_text("i1\ni2\n\ni2\ni7\n")
+    command = [
+        "recommend",
+        str(guided_dir),
+        "--data",
+        str(table),
+        "--user",
+        "u1",
+        "--candidates",
+        str(tmp_path / "ids.txt"),
+    ]
+    assert main.run([*command, "-k", "2", "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    want = predictor.recommend(user_id="u1", candidate_ids=["i1", "i2", "i7"], k=2)
+    assert [one["id"] for one in found] == [one.id for one in want]
+    assert main.run([*command, "--reasons"]) == 0
+    said = capsys.readouterr().out
+    assert all(one.title[:6] in said for one in want) and "expected" in said
+    (tmp_path / "history.jsonl").write_text('{"title": "A", "rating": 5}\n')
+    (tmp_path / "new.jsonl").write_text('{"title": "B", "id": "b"}\n{"title": "\\u001b[31mC"}\n')
+    command = ["recommend", str(guided_dir), "--history", str(tmp_path / "history.jsonl")]
+    assert main.run([*command, "--candidates", str(tmp_path / "new.jsonl")]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_full_disk_is_told(predictor, data, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(tmp_path / "x"))
+
+    monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
+    with pytest.raises(UserError, match="the disk is full"):
+        predict_file(predictor, Examples(data, "test"), Path(tmp_path / "o.parquet"), 4, quiet, quiet)
