@@ -1,17 +1,13 @@
 """The teacher behind an endpoint: against a scripted server that fails in every way, and a real one."""
 
 import json
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
+from endpoint import transformers_server
 from reczero.errors import UserError
 from reczero.reasoning import Context, Item, Template
 from reczero.recipes import EndpointRecipe
@@ -343,43 +339,14 @@ def test_what_would_defeat_the_budget_is_refused(settings, told):
 @pytest.mark.timeout(280)
 def test_a_real_server(tiny_model_dir, tmp_path):
     """transformers' own, in a process of its own: a random model writes no form, but everything else is real."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        "transformers",
-        "serve",
-        str(tiny_model_dir),
-        "--port",
-        str(port),
-        "--host",
-        "127.0.0.1",
-        "--device",
-        "cpu",
-    ]
-    program = Path(sys.executable).with_name(command[0])
-    with (
-        open(tmp_path / "server.log", "w") as log,
-        subprocess.Popen([program, *command[1:]], stdout=log, stderr=log) as server,
-    ):
-        try:
-            url = f"http://127.0.0.1:{port}"
-            deadline = time.monotonic() + 120
-            while time.monotonic() < deadline and server.poll() is None:
-                try:
-                    urllib.request.urlopen(f"{url}/health", timeout=5)
-                    break
-                except OSError:
-                    time.sleep(0.2)
-            settings = {"model": str(tiny_model_dir), "base_url": f"{url}/v1", "max_tokens": 8, "concurrency": 2}
-            made = EndpointTeacher(Template(), EndpointRecipe(**settings), tmp_path / "cache", tmp_path / "spent.jsonl")
-            answers = write(made, TASKS[:3])
-            assert set(answers) == {"0", "1", "2"}, (tmp_path / "server.log").read_text()[-3000:]
-            for (attempt,) in answers.values():
-                assert attempt.text and attempt.fault == "ended by length" and attempt.completion_tokens == 8
-                assert attempt.prompt_tokens > 100
-        finally:
-            server.kill()
+    with transformers_server(tiny_model_dir, tmp_path / "server.log") as url:
+        settings = {"model": str(tiny_model_dir), "base_url": url, "max_tokens": 8, "concurrency": 2}
+        made = EndpointTeacher(Template(), EndpointRecipe(**settings), tmp_path / "cache", tmp_path / "spent.jsonl")
+        answers = write(made, TASKS[:3])
+        assert set(answers) == {"0", "1", "2"}, (tmp_path / "server.log").read_text()[-3000:]
+        for (attempt,) in answers.values():
+            assert attempt.text and attempt.fault == "ended by length" and attempt.completion_tokens == 8
+            assert attempt.prompt_tokens > 100
     assert (
         write(
             EndpointTeacher(Template(), EndpointRecipe(**settings), tmp_path / "cache", tmp_path / "spent.jsonl"),
