@@ -21,7 +21,8 @@ const counted = (count, what) => `${count.toLocaleString("en")} ${what}${count =
 const say = (text) => { $("#live").textContent = text; };
 
 let model; // what is served: /v1/model
-let key = sessionStorage.getItem("reczero-key");
+const session = (() => { try { return sessionStorage; } catch { return null; } })(); // null where storing is forbidden
+let key = session?.getItem("reczero-key") ?? null;
 
 // --- asking the server -----------------------------------------------------------------------------------------------
 
@@ -89,7 +90,11 @@ class Combobox {
       this.search(this.input.value, 120);
     });
     this.input.addEventListener("keydown", (event) => this.press(event));
-    this.input.addEventListener("click", () => { if (this.list.hidden) this.search(this.value ? "" : this.input.value); });
+    this.input.addEventListener("click", () => {
+      if (!this.list.hidden) return;
+      if (this.value) this.input.select(); // typing replaces it
+      this.search(this.value ? "" : this.input.value);
+    });
     this.input.addEventListener("focus", () => this.input.select());
     this.input.addEventListener("blur", () => this.close());
     this.list.addEventListener("mousedown", (event) => event.preventDefault()); // or the input would lose the focus
@@ -160,6 +165,7 @@ class Combobox {
   }
 
   async press(event) {
+    if (event.isComposing) return;
     const open = !this.list.hidden;
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step) {
@@ -182,7 +188,7 @@ class Combobox {
   }
 }
 
-const userBox = (root, chosen) => new Combobox(root, "User", "v1/users", ({ users }) =>
+const userBox = (root, chosen) => new Combobox(root, "User id", "v1/users", ({ users }) =>
   users.map(({ user_id, count }) => ({ value: user_id, label: user_id, note: counted(count, "rating") })), chosen);
 const itemBox = (root) => new Combobox(root, "Title", "v1/items", ({ items }) =>
   items.map(({ item_id, title, count }) => ({ value: item_id, label: title, note: counted(count, "rating") })));
@@ -324,12 +330,13 @@ function askedItem({ panel, box }) {
   return { title: item.title, body: { item } };
 }
 
-/** What the form asks, one for each item: {title, body}; null, and the browser shows where, if something is missing. */
+/** What the form asks, one for each item: {title, who, body}; null, and the browser shows where, if something is missing. */
 function asked() {
   for (const { panel } of items) $("[name=average]", panel).required = $("[name=count]", panel).value !== "";
   if (!$("#ask").reportValidity()) return null;
   const whose = askedUser();
-  return items.map(askedItem).map(({ title, body }) => ({ title, body: { ...whose, ...body, stream: true } }));
+  const who = whose.history ? `for ${counted(whose.history.length, "rating")} by hand` : `for user ${whose.user_id}`;
+  return items.map(askedItem).map(({ title, body }) => ({ title, who, body: { ...whose, ...body, stream: true } }));
 }
 
 // --- predictions -----------------------------------------------------------------------------------------------------
@@ -337,7 +344,7 @@ function asked() {
 const chart = (prediction) => {
   const all = grid(prediction.scale);
   const most = Math.max(...prediction.distribution, 1e-9);
-  const percent = (place) => `${number(100 * prediction.distribution[place], 0)} %`;
+  const percent = (place) => `${number(100 * prediction.distribution[place], 0)}%`;
   const told = all.map((rating, place) => `${number(rating)}: ${percent(place)}`).join(", ");
   const dense = all.length > 11;
   const line = make("div", { class: dense ? "chances many" : "chances", role: "img", "aria-label": `How probable each rating is: ${told}` });
@@ -355,10 +362,11 @@ const score = (prediction) => prediction?.expected ?? prediction?.rating ?? null
 
 /** One prediction, from its request to its rating. */
 class Card {
-  constructor({ title, body }) {
+  constructor({ title, who, body }) {
     const part = clone("card");
     Object.assign(this, { title, body, node: $("article", part) });
     $("h3", this.node).textContent = title;
+    $(".who", this.node).textContent = who;
     $(".problem button", this.node).addEventListener("click", () => run(cards.filter(({ prediction }) => !prediction)));
   }
 
@@ -433,6 +441,7 @@ class Card {
     this.steps(false);
     show($(".body", this.node), Object.keys(this.written).length);
     $(".problem p", this.node).textContent = text;
+    $(".problem", this.node).classList.toggle("calm", cancelled);
     show($(".problem button", this.node), cancelled || !(error instanceof Problem) || error.retry);
     show($(".problem", this.node), true);
     say(this.name(text));
@@ -451,7 +460,7 @@ async function run(some) {
   if (running || !some.length) return;
   running = new AbortController();
   const began = performance.now();
-  const tick = () => { $("#clock").textContent = `Writing … ${Math.floor((performance.now() - began) / 1000)} s`; };
+  const tick = () => { $("#clock").textContent = `Working … ${Math.floor((performance.now() - began) / 1000)} s`; };
   tick();
   const clock = setInterval(tick, 1000);
   const retried = $("#results").contains(document.activeElement);
@@ -476,10 +485,10 @@ function compare() {
   const [first, second] = cards.map(({ prediction }) => score(prediction));
   const line = $(".preferred");
   if (first === null || second === null) line.textContent = "They cannot be compared: a rating is missing.";
-  else if (first === second) line.textContent = `Neither is preferred: both are expected to get ${number(first)}.`;
+  else if (number(first, 4) === number(second, 4)) line.textContent = `Neither is preferred: both are expected to get ${number(first)}.`;
   else {
     const [best, other] = first > second ? cards : [cards[1], cards[0]];
-    const digits = [2, 3, 4, 6].find((some) => number(first, some) !== number(second, some)) ?? 15;
+    const digits = number(first) === number(second) ? 4 : 2;
     const [more, less] = [best, other].map(({ prediction }) => number(score(prediction), digits));
     line.replaceChildren(make("b", { dir: "auto" }, best.title), ` is preferred: expected ${more}, against ${less}.`);
     best.best(true);
@@ -540,8 +549,9 @@ async function copy() {
 
 function wantKey() {
   const form = $("#key"), tried = key !== null;
+  if (!form.hidden) return; // the other of two streams has asked
   key = null;
-  sessionStorage.removeItem("reczero-key");
+  session?.removeItem("reczero-key");
   show($(".fault", form), tried);
   $("input", form).value = "";
   show(form, true);
@@ -579,13 +589,14 @@ async function start() {
 $("#key").addEventListener("submit", (event) => {
   event.preventDefault();
   key = $("#key input").value;
-  sessionStorage.setItem("reczero-key", key);
+  session?.setItem("reczero-key", key);
   show($("#key"), false);
   if (model) run(cards.filter(({ prediction }) => !prediction));
   else start();
 });
 $("#trouble button").addEventListener("click", start);
 $("#ask").addEventListener("submit", predict);
+$("#ask").addEventListener("input", () => show($("#by-hand"), false)); // it would show what was asked before
 $("#cancel").addEventListener("click", () => running?.abort());
 $("#curl").addEventListener("click", copy);
 $("#user .add").addEventListener("click", () => $("[name=title]", addRow()).focus());
