@@ -7,6 +7,7 @@ import subprocess
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -49,9 +50,12 @@ class Window:
         return [one.text for one in self.all(selector)]
 
     def wait(self, true) -> None:
+        """Until this is true. What is looked at may be replaced meanwhile."""
+        from selenium.common.exceptions import StaleElementReferenceException
         from selenium.webdriver.support.wait import WebDriverWait
 
-        WebDriverWait(self.driver, SECONDS, poll_frequency=0.02).until(lambda _: true(), "it did not come to pass")
+        wait = WebDriverWait(self.driver, SECONDS, 0.02, [StaleElementReferenceException])
+        wait.until(lambda _: true(), "it did not come to pass")
 
     def wait_for(self, selector: str, count: int = 1) -> None:
         self.wait(lambda: len(self.all(selector)) == count)
@@ -72,8 +76,9 @@ class Window:
 
     def hosts(self) -> set[str]:
         """Where anything was asked for since the page was opened."""
-        return set(self.js("return performance.getEntries().map(e => e.name).filter(n => /^\\w+:/.test(n))"
-                           ".map(n => new URL(n)).filter(u => u.protocol !== 'data:').map(u => u.origin + '/')"))  # fmt: skip
+        names = self.js("return performance.getEntries().map(entry => entry.name)")
+        parts = [urlsplit(name) for name in names if "://" in name]
+        return {f"{part.scheme}://{part.netloc}/" for part in parts}
 
     def overflow(self) -> int:
         return self.js("return document.documentElement.scrollWidth - window.innerWidth")
@@ -252,12 +257,10 @@ def test_copying_where_the_browser_refuses(window, served):
     area = window.driver.switch_to.active_element
     command = area.get_attribute("value")
     assert area.tag_name == "textarea" and command.startswith("curl ")
-    assert window.js("return arguments[0].value.slice(arguments[0].selectionStart, arguments[0].selectionEnd)", area) == (
-        command
-    )
+    assert window.js("return getSelection().toString()") == command
 
 
-# --- with a key and without a data set; then the server goes ------------------------------------------------------------
+# --- with a key and without a data set; then the server goes ----------------------------------------------------------
 
 
 def test_a_key_is_asked_for_and_a_server_that_is_gone_is_told(window, serving, guided_dir):
@@ -289,11 +292,11 @@ def test_a_key_is_asked_for_and_a_server_that_is_gone_is_told(window, serving, g
         assert not window.all(".verdict")
 
 
-# --- a server that fails on purpose -------------------------------------------------------------------------------------
+# --- a server that fails on purpose -----------------------------------------------------------------------------------
 
 MODEL = {
-    "model": "scripted", "scale": {"min": 0, "max": 100, "step": 1}, "sections": ["analyze_user", "analyze_item", "match"],
-    "history": 2, "data": None, "version": "0",
+    "model": "scripted", "scale": {"min": 0, "max": 100, "step": 1}, "history": 2, "data": None,
+    "sections": ["analyze_user", "analyze_item", "match"], "version": "0",
 }  # fmt: skip
 PREDICTION = {
     "rating": 80, "parsed": True, "reasoning": {"analyze_user": "calm", "analyze_item": "loud", "match": HOSTILE},
@@ -363,11 +366,6 @@ def problem(window: Window) -> str:
     return window.one(".card .problem p").text
 
 
-def retry(window: Window) -> None:
-    """Presses the button, and waits until its message is gone or another's."""
-    window.one(".card .problem button").click()
-
-
 def test_busy_then_failures_then_an_answer(window):
     bad = PREDICTION | {"rating": None, "parsed": False, "fault": "<rate> is empty", "reasoning": {"match": HOSTILE}}
     answers = [
@@ -393,7 +391,23 @@ def test_busy_then_failures_then_an_answer(window):
         assert window.texts(".step p") == [HOSTILE] and "<rate> is empty" in window.texts(".verdict .note")[-1]
         errors = window.errors()
         assert len(errors) == 3 and all("/v1/predict" in message for message in errors)
-        assert window.one("#user [name=rating]:first-child, #user li:first-child [name=rating]").get_attribute("max") == "100"
+        assert window.one("#user li:first-child [name=rating]").get_attribute("max") == "100"
+
+
+def test_the_one_that_is_expected_to_get_more_is_preferred(window):
+    low, high = ([("prediction", PREDICTION | {"rating": 80, "expected": expected})] for expected in (79.25, 80.5))
+    with scripted(low, (429, "the queue is full"), high) as url:
+        window.open(url)
+        window.wait_for("#predict")
+        window.one(".second").click()
+        window.one("#predict").click()
+        assert "busy" in problem(window) and not window.all("#results > .preferred")
+        window.one(".card .problem button").click()  # asks again for what is missing, and for nothing else
+        assert predicted(window, 2) == ["80", "80"]
+        window.wait_for("#results > .preferred")
+        best = window.one(".card.best h3").text
+        assert window.one("#results > .preferred").text == f"{best} is preferred: expected 80.5, against 79.25."
+        assert window.one(".card.best .note:last-child").text.startswith("expected 80.5")
 
 
 def test_cancel(window):

@@ -505,9 +505,9 @@ function predict(event) {
   $(".cards").replaceChildren(...cards.map(({ node }) => node));
   $(".cards").classList.toggle("two", cards.length > 1);
   show($("#results"), true);
-  const top = $("#results").getBoundingClientRect().top;
-  if (top > 0.6 * innerHeight) $("#actions").scrollIntoView({ behavior: "smooth" }); // Cancel, and the sections as they come
   run(cards);
+  const top = $("#results").getBoundingClientRect().top;
+  if (top > 0.6 * innerHeight) $("#actions").scrollIntoView(); // Cancel, and the sections as they come
 }
 
 // --- the same from a shell -------------------------------------------------------------------------------------------
