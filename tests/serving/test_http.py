@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -282,57 +283,43 @@ def test_a_defect_shows_nothing_but_that_it_happened(guided_dir, table, caplog):
 # --- a process of its own ---------------------------------------------------------------------------------------------
 
 
-class Process:
-    def __init__(self, *arguments, **environment):
-        command = [sys.executable, "-m", "reczero.cli.main", "serve", *arguments, "--port", "0"]
-        self.process = subprocess.Popen(
-            command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        )
-        self.lines = []
-        for line in self.process.stderr:
-            self.lines.append(line)
-            if found := re.search(r"http://\S+:\d+", line):
-                self.url = found[0]
-                break
-        threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True).start()
-
-    def post(self, body, path="/v1/predict", timeout=60):
-        request = urllib.request.Request(
-            self.url + path, json.dumps(body).encode(), {"content-type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=timeout) as answer:
-            return json.loads(answer.read())
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.loads(answer.read())
 
 
-def test_what_is_accepted_is_answered_before_it_stops(guided_dir, table, predictor):
-    server = Process(str(guided_dir), "--data", str(table), "--batch-size", "2")
+def test_what_is_accepted_is_answered_before_it_stops(serving, guided_dir, table, predictor):
     want = predictor.predict(**ASKED).rating
     answers, started = [], threading.Barrier(13)
+    with serving(str(guided_dir), "--data", str(table), "--batch-size", "2") as server:
 
-    def ask():
+        def ask():
+            started.wait()
+            answers.append(post(server.url + "/v1/predict", ASKED)["rating"])
+
+        def accepted():
+            with urllib.request.urlopen(server.url + "/metrics") as answer:
+                lines = [line.split() for line in answer.read().decode().splitlines() if line[0] != "#"]
+            state = {name: float(value) for name, value in lines}
+            names = ("queue_length", "predictions_under_way", "predictions")
+            return sum(state[f"reczero_{name}"] for name in names)
+
+        clients = [threading.Thread(target=ask) for _ in range(12)]
+        for thread in clients:
+            thread.start()
         started.wait()
-        answers.append(server.post(ASKED)["rating"])
-
-    clients = [threading.Thread(target=ask) for _ in range(12)]
-    for thread in clients:
-        thread.start()
-    started.wait()
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:  # all are accepted
-        with urllib.request.urlopen(server.url + "/metrics") as answer:
-            text = answer.read().decode()
-        state = {line.split()[0]: float(line.split()[1]) for line in text.splitlines() if line.startswith("reczero_")}
-        accepted = state["reczero_queue_length"] + state["reczero_predictions_under_way"] + state["reczero_predictions"]
-        if accepted >= 12:
-            break
-    server.process.send_signal(signal.SIGTERM)
-    for thread in clients:
-        thread.join(60)
-    assert answers == [want] * 12
-    assert server.process.wait(30) == 0
-    with pytest.raises(urllib.error.URLError):
-        server.post(ASKED)
-    assert "Traceback" not in "".join(server.lines)
+        deadline = time.monotonic() + 30
+        while accepted() < 12 and time.monotonic() < deadline:
+            pass
+        server.process.send_signal(signal.SIGTERM)
+        for thread in clients:
+            thread.join(60)
+        assert answers == [want] * 12
+        assert server.process.wait(30) == 0
+        with pytest.raises(urllib.error.URLError):
+            post(server.url + "/v1/predict", ASKED)
+    assert "Traceback" not in "".join(server.said) and "POST /v1/predict 200" in "".join(server.said)
 
 
 def run(*arguments, **environment):
@@ -347,8 +334,6 @@ def test_mistakes_at_the_start_are_told(guided_dir):
     assert open_.returncode == 2 and "RECZERO_API_KEY" in open_.stderr
     short = run(str(guided_dir), "--port", "0", RECZERO_API_KEY="short")
     assert short.returncode == 2 and "at least 16" in short.stderr and "short" not in short.stderr
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         busy = run(str(guided_dir), "--port", str(taken.getsockname()[1]))
     assert busy.returncode == 2 and "choose another --port" in busy.stderr

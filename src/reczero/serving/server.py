@@ -2,6 +2,7 @@
 
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Callable
 
@@ -25,6 +26,20 @@ def serve(
         app, log_config=None, access_log=False, server_header=False, backlog=2048,
         timeout_graceful_shutdown=int(time_limit) + 5, timeout_keep_alive=30, h11_max_incomplete_event_size=64 << 10,
     )  # fmt: skip
-    say(f"serving {predictor.answering.name} at {place.url} (Ctrl-C stops)")
     signal.signal(signal.SIGTERM, lambda *_: None)  # the server has its own; this one is called when it has stopped
-    uvicorn.Server(config).run(sockets=[place.socket])
+    _Server(config, lambda: say(f"serving {predictor.answering.name} at {place.url} (Ctrl-C stops)")).run(
+        [place.socket]
+    )
+
+
+class _Server(uvicorn.Server):
+    """Says so once it listens."""
+
+    def __init__(self, config: uvicorn.Config, listens: Callable[[], None]):
+        super().__init__(config)
+        self._listens = listens
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._listens()
