@@ -3,8 +3,8 @@
 .venv/bin/python benchmarks/serving.py --candidates 50 --histories 10 50 150
 
 The real small model on MovieLens-100K; guided answers of ours, and as many tokens from `generate`, greedy and free (so
-without the cost of a grammar). All in one run, in turn, `--repeats` times; medians. What goes one by one is done for the
-first `--alone` candidates, and its time multiplied, for each takes as long.
+without the cost of a grammar). All in one run, in turn, `--repeats` times; medians. What goes one by one is done for
+the first `--alone` candidates, and its time multiplied, for each takes as long.
 """
 
 import argparse

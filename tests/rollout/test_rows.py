@@ -187,7 +187,7 @@ def test_prompts_that_come_while_others_are_answered_get_what_they_get_alone(mod
     draw = np.random.default_rng(1)
     waiting, found, left = list(range(24)), {}, {}
     with inference(model) as ready:
-        run = Decoding(ready, end=end, max_tokens=40)
+        run = Decoding(ready, end=end, max_tokens=40, pooled=True)
         while waiting or run.active:
             if len(waiting) == 12 and run.active:  # once, all end before the next come
                 run.step()

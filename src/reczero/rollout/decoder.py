@@ -15,7 +15,7 @@ from .guidance import Guide, Path
 from .head import at_least_float32, hidden_states, replaced_head, widen
 from .packed import packed_weights
 from .ratings import Ratings
-from .shared_prefix import Memory, Prefill, Step, shared_prefix_attention
+from .shared_prefix import Memory, Pool, Prefill, Step, shared_prefix_attention
 
 WIDTH = 64  # new tokens of an answer that are run at a time: bounds the scores of long ones against a long prompt
 FEW = 256  # among so few allowed tokens, only their rows of the head are multiplied
@@ -143,12 +143,14 @@ class _Row:
 class Decoding:
     """Answers under way: `add` prompts, `step` until none is `active`. How each is decoded: see `decode`.
 
+    pooled: prompts may be added while others are under way, one answer to each; for those who run for long.
+
     rows: each place of the memory and the answer in it, None where there is none (any more).
     """
 
     def __init__(
         self, ready: Inference, *, end: int, max_tokens: int, guide: Guide | None = None, temperature: float = 0.0,
-        generator: torch.Generator | None = None, ratings: Ratings | None = None,
+        generator: torch.Generator | None = None, ratings: Ratings | None = None, pooled: bool = False,
     ):  # fmt: skip
         self.ready, self.device = ready, ready.model.device
         self.end, self.max_tokens, self.guide, self.ratings = end, max_tokens, guide, ratings
@@ -157,6 +159,7 @@ class Decoding:
         self.active: list[_Row] = []  # in the order of the rows
         self.hidden: Tensor = torch.empty(0)  # (active, D): what comes next is made of it
         self._memory: Memory | None = None
+        self._pool = Pool(self.device) if pooled else None
 
     # --- what comes and goes ----------------------------------------------------------------------------------------
 
@@ -170,13 +173,14 @@ class Decoding:
     ) -> list[Completion]:
         """Begins `answers` answers to each prompt; the completions, which `step` writes on.
 
-        While others are under way, only with as many answers a prompt as they have. together: what all prompts begin
+        While others are under way, only where they are pooled. together: what all prompts begin
         with is one prompt in the memory, read once for all answers, and the rest of each is fed to its answers: for
         prompts that differ in little, and with nothing else under way.
         """
         if not self.active:
             self.rows, self._memory, self.hidden = [], None, torch.empty(0)
-        assert self._memory is None or (not together and self._memory.per == answers and not self.ready.states)
+        assert self._pool is None or (not together and answers == 1 and not self.ready.states)
+        assert self._pool is not None or self._memory is None
         if states := self.ready.states:
             states.answers = [[] for _ in range(len(prompts) * answers)]
         leads: list[list[int]] = [[] for _ in prompts]
@@ -206,32 +210,43 @@ class Decoding:
 
     def _seat(self, memory: Memory, new: list[_Row]) -> None:
         """Puts answers and their prompts into places that are free, or behind the last."""
-        if self._memory is None:
+        if self._pool is None:
             self._memory, self.rows = memory, list(new)
             return
-        per = memory.per
-        free = [k for k in range(len(self._memory.lengths)) if not any(self.rows[k * per : k * per + per])]
-        places = [*free, *range(len(self._memory.lengths), len(self._memory.lengths) + len(new) // per)]
-        places = places[: len(new) // per]
-        self._memory.insert(memory, places)
-        self.rows += [None] * (len(self._memory.lengths) * per - len(self.rows))
-        for n, place in enumerate(places):
-            self.rows[place * per : place * per + per] = new[n * per : n * per + per]
+        free = [place for place, row in enumerate(self.rows) if row is None]
+        places = [*free, *range(len(self.rows), len(self.rows) + len(new))][: len(new)]
+        self._pool.insert(memory, places)
+        self._memory = self._pool
+        self.rows += [None] * (len(self._pool.lengths) - len(self.rows))
+        for place, row in zip(places, new, strict=True):
+            self.rows[place] = row
 
     def leave(self, completion: Completion) -> None:
         """Ends an answer before its end."""
         kept = [j for j, row in enumerate(self.active) if row.completion is not completion]
         self.rows = [None if row and row.completion is completion else row for row in self.rows]
         self.hidden, self.active = self.hidden[kept], [self.active[j] for j in kept]
+        if self._pool is not None:
+            self._keep()
 
     def _drop_finished(self) -> None:
         self.rows = [
             None if row and (row.completion.finished or len(row.completion.tokens) >= self.max_tokens) else row
             for row in self.rows
         ]
-        if any(self.rows):
+        if self._pool is not None:
+            self._keep()
+        elif any(self.rows):
             self._compact()
         self.active = [row for row in self.rows if row]
+
+    def _keep(self) -> None:
+        """Tells the pool which places are in use."""
+        assert self._pool is not None
+        used = [place for place, row in enumerate(self.rows) if row]
+        if used:
+            self._pool.keep(used)
+            self.rows = self.rows[: used[-1] + 1]
 
     def _compact(self) -> None:
         """Takes places without an answer out of the memory, when that makes it a quarter smaller."""

@@ -63,10 +63,10 @@ class Policy:
         """The most tokens an answer can have."""
         return self.guide.max_tokens if self.guide else self.max_tokens
 
-    def decoding(self, ready: Inference) -> Decoding:
+    def decoding(self, ready: Inference, pooled: bool = False) -> Decoding:
         """Greedy answers under way, each weighed before its rating; needs a model that can share prompts."""
         end, limit = self.tokenizer.eos_token_id, self.longest
-        return Decoding(ready, end=end, max_tokens=limit, guide=self.guide, ratings=self.ratings)
+        return Decoding(ready, end=end, max_tokens=limit, guide=self.guide, ratings=self.ratings, pooled=pooled)
 
     def encode(self, messages: list[dict[str, str]]) -> list[int]:
         """Chat messages -> token ids, up to where the answer begins."""

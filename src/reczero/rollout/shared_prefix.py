@@ -35,6 +35,7 @@ def attend(module, query, key, value, attention_mask, *, layout, scaling=None, s
 
 AttentionInterface.register(NAME, attend)
 
+STEP = 128  # tokens by which a pool's places grow
 _DEAF = {"nemotron"}  # their blocks do not hand `layout` on to the attention, whatever they say
 # Changes that some models make to the head's logits, and the value at which they change nothing.
 _HEAD_CHANGES = {
@@ -196,26 +197,6 @@ class Memory:
             self.own[layer] = kept = grown
         return kept
 
-    def insert(self, other: "Memory", places: Sequence[int]) -> None:
-        """Takes in the prompts of another memory with as many places each; these places are free, or behind the last.
-
-        What stood in a free place may stay behind a shorter prompt: `lengths` says that nobody sees it.
-        """
-        prompts = max(len(self.lengths), max(places) + 1)
-        at = torch.tensor(places, device=self.lengths.device)
-        lengths = self.lengths.new_ones(prompts)
-        lengths[: len(self.lengths)] = self.lengths
-        lengths[at] = other.lengths
-        self.lengths = lengths
-        for layer, pair in self.prompt.items():
-            given = other.prompt[layer]
-            slots = max(pair[0].shape[2], given[0].shape[2])
-            self.prompt[layer] = tuple(_grown(x, prompts, slots) for x in pair)
-            for x, y in zip(self.prompt[layer], given, strict=True):
-                x[at, :, : y.shape[2]] = y
-        for layer, pair in self.own.items():
-            self.own[layer] = tuple(_grown(x, prompts * self.per, x.shape[2]) for x in pair)
-
     def arrange(self, prompts: Tensor, per: int, rows: Tensor) -> None:
         """Keeps just these prompts, and rows (len(prompts) · per,)."""
         self.lengths, self.per = self.lengths[prompts], per
@@ -224,6 +205,59 @@ class Memory:
             self.prompt[layer] = tuple(x[prompts][:, :, :longest] for x in pair)
         for layer, pair in self.own.items():
             self.own[layer] = tuple(x[rows] for x in pair)
+
+
+class Pool(Memory):
+    """A memory whose places are used again and again, one answer each: prompts come and go, and nothing is moved.
+
+    What is kept is larger than what is shown: `lengths`, `prompt` and `own` are views of the places up to the last that
+    is in use, and of no more tokens than its prompts have. It grows in few steps and never shrinks, so that a process
+    that runs for weeks takes no more memory than in its busiest moment.
+    """
+
+    def __init__(self, device: torch.device):
+        super().__init__(torch.ones(0, dtype=torch.long, device=device), 1)
+        self._lengths = self.lengths
+        self._prompt: dict[int, tuple[Tensor, Tensor]] = {}
+        self._own: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def insert(self, other: Memory, places: Sequence[int]) -> None:
+        """Takes in prompts, each at a place that is free, or behind the last."""
+        if (needed := max(places) + 1) > len(self._lengths):
+            more = max(needed, 2 * len(self._lengths)) - len(self._lengths)
+            self._lengths = torch.cat([self._lengths, self._lengths.new_ones(more)])
+        at = torch.tensor(places, device=self._lengths.device)
+        self._lengths[at] = other.lengths
+        for layer, given in other.prompt.items():
+            slots = given[0].shape[2]
+            kept = self._prompt.get(layer) or tuple(x[:0] for x in given)
+            self._prompt[layer] = tuple(self._grown(x, slots) for x in kept)
+            for x, y in zip(self._prompt[layer], given, strict=True):
+                x[at, :, :slots] = y
+        self._show(max(needed, len(self.lengths)))
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Only these are in use any more."""
+        unused = torch.ones_like(self._lengths, dtype=torch.bool)
+        unused[torch.tensor(places, device=unused.device)] = False
+        self._lengths[unused] = 1
+        self._show(max(places) + 1)
+
+    def room(self, layer: int, slots: int) -> tuple[Tensor, Tensor]:
+        kept = self._own.get(layer) or tuple(x[:0, :, :0] for x in self._prompt[layer])
+        if kept[0].shape[0] < len(self._lengths) or kept[0].shape[2] < slots:
+            self._own[layer] = tuple(self._grown(x, slots) for x in kept)
+            self.own[layer] = tuple(x[: len(self.lengths)] for x in self._own[layer])
+        return self.own[layer]
+
+    def _grown(self, x: Tensor, slots: int) -> Tensor:
+        return _grown(x, len(self._lengths), max(x.shape[2], -(-slots // STEP) * STEP))
+
+    def _show(self, places: int) -> None:
+        self.lengths = self._lengths[:places]
+        longest = int(self.lengths.max())
+        self.prompt = {layer: tuple(x[:places, :, :longest] for x in pair) for layer, pair in self._prompt.items()}
+        self.own = {layer: tuple(x[:places] for x in pair) for layer, pair in self._own.items()}
 
 
 def _grown(x: Tensor, rows: int, slots: int) -> Tensor:

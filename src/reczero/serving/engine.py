@@ -220,7 +220,7 @@ class LocalEngine(Engine):
 
     def _run(self) -> None:
         with inference(self.local.policy.model) as ready:
-            singles, group = self._lane(ready), self._lane(ready)
+            singles, group = self._lane(ready, pooled=True), self._lane(ready)
             later: list[tuple[Job, int]] = []  # candidates of the group's job whose turn is yet to come
             while True:
                 with self._changed:
@@ -239,11 +239,11 @@ class LocalEngine(Engine):
                     jobs |= {id(job): job for job, _ in later}
                     for job in jobs.values():
                         job.tell(("failed",))
-                    singles, group, later = self._lane(ready), self._lane(ready), []
+                    singles, group, later = self._lane(ready, pooled=True), self._lane(ready), []
                 self._under_way = len(singles.answers) + len(group.answers)
 
-    def _lane(self, ready: Inference) -> _Lane:
-        return _Lane(self.local.policy.decoding(ready))
+    def _lane(self, ready: Inference, pooled: bool = False) -> _Lane:
+        return _Lane(self.local.policy.decoding(ready, pooled))
 
     def _take(self, together: bool, room: int) -> list[Job]:
         """The next jobs of one kind that somebody still waits for, at most `room`."""
