@@ -27,6 +27,7 @@ def main() -> None:
     parser.add_argument("--histories", type=int, nargs="+", default=[10, 50, 150])
     parser.add_argument("--alone", type=int, default=10)
     parser.add_argument("--section-tokens", type=int, default=16)
+    parser.add_argument("--variant", choices=["think", "direct"], default="think", help="direct: the rating alone")
     parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args()
     keep_freed_memory()
@@ -39,7 +40,11 @@ def main() -> None:
     print("history   prompt  shared  answer | together  batches of 32  one by one  generate | generate / together")
     for history in asked.histories:
         settings = TemplateSettings(
-            instructions="brief", history=history, opinions=0, section_tokens=asked.section_tokens
+            variant=asked.variant,
+            instructions="brief",
+            history=history,
+            opinions=0,
+            section_tokens=asked.section_tokens,
         )
         local = Local(Policy(model, tokenizer, Template(settings, known.scale), True, 256), "small")
         prompts = [local.encode(context) for context in contexts]

@@ -41,11 +41,13 @@ def predict(
     from reczero.cli.compare import prepared
     from reczero.cli.progress import Progress
     from reczero.data import PUBLISHED
+    from reczero.machine import keep_freed_memory
 
     is_data = (Path(what) / "dataset.json").is_file() or (what in PUBLISHED and not Path(what).exists())
     if is_data and data is not None:
         raise UserError("--data: DATA is a data set already; --data goes with a file of requests")
 
+    keep_freed_memory()
     predictor = open_predictor(model, what if is_data else data, endpoint, endpoint_model)
 
     from reczero.serving.bulk import Examples, Requests, Rows, predict_file

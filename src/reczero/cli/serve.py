@@ -135,7 +135,6 @@ def recommend(
 def open_predictor(model: str, data: str | None, endpoint: str | None, endpoint_model: str | None) -> "Predictor":
     """The model that a command names, here or at an endpoint."""
     from reczero.cli.compare import prepared
-    from reczero.machine import keep_freed_memory
     from reczero.serving import Predictor
 
     opened = prepared(data) if data is not None else None
@@ -143,7 +142,6 @@ def open_predictor(model: str, data: str | None, endpoint: str | None, endpoint_
         return Predictor.from_endpoint(endpoint, model, endpoint_model, opened)
     if endpoint_model is not None:
         raise UserError("--endpoint-model: goes with --endpoint")
-    keep_freed_memory()
     return Predictor.from_pretrained(model, opened)
 
 

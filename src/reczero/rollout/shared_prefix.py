@@ -260,6 +260,11 @@ class Pool(Memory):
         self.own = {layer: tuple(x[:places] for x in pair) for layer, pair in self._own.items()}
 
 
+def _fuses(x: Tensor) -> bool:
+    """Whether torch's blockwise attention for CPUs, which hands out its log-sum-exp, takes these numbers."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
 def _grown(x: Tensor, rows: int, slots: int) -> Tensor:
     """(a, K, b, D) -> (rows, K, slots, D), zeros where there was nothing; as it is where it has that shape."""
     if x.shape[0] == rows and x.shape[2] == slots:
@@ -349,6 +354,8 @@ class Step:
             padded[self.row, self.column] = new
         # (rows, width, H, D) -> (prompts, K, per · width · repeat, D), and back for what hangs on the last axis
         folded = padded.reshape(prompts, per * width, heads, repeat, size).transpose(1, 2).flatten(2, 3)
+        if prompts == 1 and window is None and _fuses(query):
+            return self._fused(folded, prompt_key, prompt_value, own_key, own_value, scaling)
 
         def to_rows(x: Tensor) -> Tensor:  # (prompts, K, per · width · repeat, X) -> (rows, K, width · repeat, X)
             return x.unflatten(2, (per, width * repeat)).transpose(1, 2).flatten(0, 1)
@@ -361,4 +368,28 @@ class Step:
         shared = weights[..., :longest].unflatten(0, (prompts, per)).transpose(1, 2).flatten(2, 3)
         out = to_rows(shared @ prompt_value) + weights[..., longest:] @ own_value[:, :, :used]
         out = out.view(rows, heads, width, repeat, size).permute(0, 2, 1, 3, 4).flatten(2, 3)  # (rows, width, H, D)
+        return (out[:, 0] if self.even else out[self.row, self.column])[None]
+
+    def _fused(self, folded: Tensor, prompt_key, prompt_value, own_key, own_value, scaling: float) -> Tensor:
+        """As `attend` with one prompt, which all see whole: its scores are never written down. The two parts, prompt
+        and own, are weighed by the sums of their exponentials."""
+        heads, size = folded.shape[1], folded.shape[3]
+        rows, width, used = own_key.shape[0], self.width, self.used
+        repeat = folded.shape[2] // (rows * width)
+        shared, log_shared = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            folded, prompt_key, prompt_value, scale=scaling
+        )
+
+        def to_rows(x: Tensor) -> Tensor:  # (1, K, rows · width · repeat, X) -> (rows, K, width · repeat, X)
+            return x.unflatten(2, (rows, width * repeat))[0].transpose(0, 1)
+
+        scores = at_least_float32(to_rows(folded) @ own_key[:, :, :used].transpose(2, 3)).mul_(scaling)
+        mask = self._mask(None, scores, 0).reshape(rows, 1, width, 1, used)
+        scores = scores.view(rows, heads, width, repeat, used).add_(mask).view(rows, heads, width * repeat, used)
+        log_own = scores.logsumexp(-1, keepdim=True)
+        own = scores.softmax(-1).to(own_value.dtype) @ own_value[:, :, :used]
+        log_shared = to_rows(log_shared.view(1, heads, -1, 1))
+        weight = torch.sigmoid(log_shared - log_own).to(own.dtype)  # e^a / (e^a + e^b)
+        out = to_rows(shared) * weight + own * (1 - weight)
+        out = out.view(rows, heads, width, repeat, size).permute(0, 2, 1, 3, 4).flatten(2, 3)
         return (out[:, 0] if self.even else out[self.row, self.column])[None]
