@@ -95,6 +95,9 @@ def test_recommendations_whole_and_streamed(client, predictor):
     assert chosen["considered"] == 40 and len(chosen["recommendations"]) == 3
     nothing_new = client.post("/v1/recommend", json={"user_id": "u1"}).json()  # has rated every item
     assert nothing_new == {"recommendations": [], "considered": 0}
+    assert events(client.post("/v1/recommend", json={"user_id": "u1", "stream": True}).text) == [
+        ("recommendations", nothing_new)
+    ]
 
 
 def test_what_there_is(client):

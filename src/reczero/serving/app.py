@@ -460,11 +460,11 @@ class _Server:
                     if not event.done():
                         event.cancel()
                         raise HTTPException(499, "the client left")
-                    kind, *told_ = event.result()
+                    kind, *said = event.result()
                     if kind == "prediction":
-                        found[told_[0]] = told_[1]
+                        found[said[0]] = said[1]
                     else:
-                        raise _failure(kind, told_)
+                        raise _failure(kind, said)
         except TimeoutError as error:
             raise HTTPException(504, f"not answered within {self.time_limit:g} seconds") from error
         finally:
@@ -492,24 +492,24 @@ class _Server:
                     yield _event("error", {"detail": f"not answered within {self.time_limit:g} seconds"})
                     return
                 try:
-                    kind, *told_ = await asyncio.wait_for(events.get(), wait)
+                    kind, *said = await asyncio.wait_for(events.get(), wait)
                 except TimeoutError:
                     yield format_sse_event(comment="waiting")
                     continue
                 if kind == "section":
-                    yield _event("section", {"name": told_[1], "text": told_[2]})
+                    yield _event("section", {"name": said[1], "text": said[2]})
                 elif kind == "prediction":
-                    place, prediction = told_
+                    place, prediction = said
                     found[place] = prediction
-                    if named:
+                    if named is not None:
                         one = self._candidate(Recommendation(named[place][0], named[place][1], prediction))
                         yield _event("candidate", one.model_dump() | {"place": place})
                     else:
                         yield _event("prediction", self.shown(prediction).model_dump())
                 else:
-                    yield _event("error", {"detail": _failure(kind, told_).detail})
+                    yield _event("error", {"detail": _failure(kind, said).detail})
                     return
-            if named:
+            if named is not None:
                 ordered = [found[place] for place in range(len(named))]
                 yield _event("recommendations", self.list_of(named, ordered, k).model_dump())
         finally:
