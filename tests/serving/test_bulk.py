@@ -145,6 +145,25 @@ def test_files_that_hold_no_requests(guided_dir, table, tmp_path, name, content,
     assert says in capsys.readouterr().err and not (tmp_path / "o.parquet").exists()
 
 
+def test_the_parts_are_the_whole(predictor, data, guided_dir, table, tmp_path, capsys):
+    (tmp_path / "asked.jsonl").write_text(
+        "".join(f'{{"user_id": "u{n % 10}", "item_id": "i{n}"}}\n' for n in range(31))
+    )
+    for name, what in (("examples", str(table)), ("requests", str(tmp_path / "asked.jsonl"))):
+        command = ["predict", str(guided_dir), what, *([] if name == "examples" else ["--data", str(table)])]
+        files = [tmp_path / f"{name}-{k}.parquet" for k in (1, 2, 3)]
+        for k, file in enumerate(files, 1):
+            assert main.run([*command, "--part", f"{k}/3", "-o", str(file)]) == 0
+        assert main.run([*command, "-o", str(tmp_path / f"{name}.parquet")]) == 0
+        union, whole = pl.concat(pl.read_parquet(file) for file in files), pl.read_parquet(tmp_path / f"{name}.parquet")
+        near = ["distribution", "expected"]  # computed in batches of other company
+        assert union.drop(near).equals(whole.drop(near)) and union.height > 30
+        assert union["expected"].to_list() == pytest.approx(whole["expected"].to_list(), abs=1e-4)
+    for wrong in ("0/3", "4/3", "1", "a/b", "-1/3"):
+        assert main.run([*command, "--part", wrong, "-o", str(tmp_path / "o.csv")]) == 2
+        assert "is written NUMBER/OF" in capsys.readouterr().err
+
+
 def test_mistakes_of_the_command_are_told(guided_dir, table, tmp_path, capsys):
     for command, says in (
         (["predict", str(guided_dir), str(table), "-o", str(tmp_path / "o.txt")], "must end on .parquet or .csv"),

@@ -26,6 +26,9 @@ def predict(
         Literal["train", "validation", "test", "all"], typer.Option(help="DATA: which of its examples.")
     ] = "test",
     data: Data = None,
+    part: Annotated[
+        str, typer.Option(help="Only this share of the rows, such as 3/16: so that 16 workers can take one each.")
+    ] = "1/1",
     batch_size: Annotated[int, typer.Option(min=1, help="Answers at a time.")] = 64,
     endpoint: Endpoint = None,
     endpoint_model: EndpointModel = None,
@@ -50,17 +53,19 @@ def predict(
     keep_freed_memory()
     predictor = open_predictor(model, what if is_data else data, endpoint, endpoint_model)
 
-    from reczero.serving.bulk import Examples, Requests, Rows, predict_file
+    from reczero.serving.bulk import Examples, Part, Requests, Rows, predict_file
 
+    share = Part.read(part)
     with Progress() as progress:
         try:
             rows: Rows = (
-                Requests(Path(what), predictor)
+                Requests(Path(what), predictor, share)
                 if not is_data
-                else Examples(prepared(what), None if split == "all" else split)
+                else Examples(prepared(what), None if split == "all" else split, share)
             )
             if not rows.count:
-                raise UserError(f"{what}: has no rows of split {split}")
+                whose = f"split {split}" if part == "1/1" else f"part {part}"
+                raise UserError(f"{what}: has no rows of {whose}")
             found = predict_file(predictor, rows, out, batch_size, progress.say, progress.report)
         except KeyboardInterrupt:
             progress.say("interrupted; the same command goes on from here")

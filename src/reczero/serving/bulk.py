@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,14 +41,38 @@ class Rows(Protocol):
         context, or the BadRequest that says why it has none."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of `of` stretches of the rows, of equal length but for one: the parts, in order, are the whole."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> "Part":
+        """From "3/16". Raises UserError."""
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 10**6):
+            raise UserError(f"--part {text}: is written NUMBER/OF, such as 1/16 to 16/16")
+        return cls(int(number), int(of))
+
+    def stretch(self, count: int) -> tuple[int, int]:
+        """The first of `count` rows that belongs to it, and the first after it."""
+        return (self.number - 1) * count // self.of, self.number * count // self.of
+
+
+WHOLE = Part()
+
+
 class Examples:
     """The examples of a prepared data set, each as of the moment before it."""
 
-    def __init__(self, data: Dataset, split: Split | None):
+    def __init__(self, data: Dataset, split: Split | None, part: Part = WHOLE):
         self.data = data
-        self.places = data.places(split)
+        places = data.places(split)
+        self.places = places[slice(*part.stretch(len(places)))]
         self.count = len(self.places)
-        self.key = f"{data.fingerprint} {split}"
+        self.key = f"{data.fingerprint} {split} {part}"
 
     def portions(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[str, float | None, Any]]]]:
         for number, start in enumerate(range(0, self.count, PORTION)):
@@ -62,7 +87,7 @@ class Requests:
     """A file of requests: JSON lines as `POST /v1/predict` takes them (and an `id`, if they have one), or a CSV or
     Parquet with user_id and item_id."""
 
-    def __init__(self, path: Path, predictor: Predictor):
+    def __init__(self, path: Path, predictor: Predictor, part: Part = WHOLE):
         self.path, self.predictor = path, predictor
         if not path.is_file():
             raise UserError(f"{path}: {'a folder that is no prepared data set' if path.is_dir() else 'no such file'}")
@@ -72,21 +97,22 @@ class Requests:
         self._read = kinds[path.suffix.lower()]
         if self._read != self._lines and predictor.known is None:
             raise UserError(f"{path}: user_id and item_id are of a data set; name it: --data")
-        self.count = sum(1 for _ in self._read())
+        self._stretch = part.stretch(sum(1 for _ in self._read()))
+        self.count = self._stretch[1] - self._stretch[0]
         if not self.count:
             raise UserError(f"{path}: holds no rows")
         known = predictor.known
-        self.key = f"{sha256(path)} {known.data.fingerprint if known else ''}"
+        self.key = f"{sha256(path)} {known.data.fingerprint if known else ''} {part}"
 
     def portions(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[str, float | None, Any]]]]:
-        rows = enumerate(self._read())
+        rows = islice(self._read(), *self._stretch)
         number = 0
         while part := list(islice(rows, PORTION)):
             if not skipped(number):
-                names = [name for _, (name, _) in part]
+                names = [name for name, _ in part]
                 yield (
                     number,
-                    list(zip(names, [None] * len(part), self._contexts([r for _, (_, r) in part]), strict=True)),
+                    list(zip(names, [None] * len(part), self._contexts([request for _, request in part]), strict=True)),
                 )
             number += 1
 
