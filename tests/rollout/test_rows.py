@@ -207,6 +207,14 @@ def test_prompts_that_come_while_others_are_answered_get_what_they_get_alone(mod
         assert completion.tokens == (want if id(completion) not in left else want[: len(left[id(completion)])])
 
 
+@pytest.mark.parametrize("beginning", [0, 5])
+@pytest.mark.parametrize("count", [1, 2])
+def test_together_where_nothing_is_shared_or_there_is_one_prompt(model, count, beginning):
+    ids = prompts(2, beginning, beginning + 3, 30)[:count]
+    got = decode(model, ids, end=-1, max_tokens=9, together=True)
+    assert [answers[0].tokens for answers in got] == [alone(model, prompt, -1, 9) for prompt in ids]
+
+
 @pytest.mark.parametrize("beginning", [1, 60, 150])
 @pytest.mark.parametrize("answers", [1, 3])
 def test_prompts_answered_together_get_what_they_get_alone(model, watched, beginning, answers):

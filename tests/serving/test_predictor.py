@@ -51,6 +51,11 @@ def test_candidates_share_the_prompt_and_get_what_they_get_alone(predictor):
         assert one.prediction.expected == pytest.approx(alone[one.id].expected, abs=1e-4)
 
 
+def test_one_candidate(predictor):
+    (found,) = predictor.recommend(HISTORY, ITEMS[:1])
+    assert found.prediction.rating == predictor.predict(history=HISTORY, item=ITEMS[0]).rating
+
+
 def test_users_and_items_by_id_and_new_ones_beside_them(predictor):
     known = predictor.predict(user_id="u1", item_id="i3")
     assert known.parsed and predictor.predict(user_id="u1", item_id="i3").rating == known.rating

@@ -1,6 +1,6 @@
 """Many answers to many prompts: every prompt is computed once, all answers are decoded together."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -205,7 +205,7 @@ class Decoding:
             if row.path and tokens:
                 row.path.take(tokens)
         if together or begun:
-            self._feed()
+            self._feed(known)
         return [row.completion for row in new]
 
     def _seat(self, memory: Memory, new: list[_Row]) -> None:
@@ -356,9 +356,10 @@ class Decoding:
         for j, given in zip(due, chances.tolist(), strict=True):
             self.active[j].completion.ratings = given
 
-    def _feed(self) -> None:
-        """Runs the newest tokens of every active answer, a portion of them at a time."""
-        hidden: dict[int, Tensor] = {}
+    def _feed(self, known: Mapping[int, Tensor] | None = None) -> None:
+        """Runs the newest tokens of every active answer, a portion of them at a time. known: the states of answers that
+        may have none."""
+        hidden = dict(known or {})
         while self.active and self._memory:
             row: list[int] = []
             slot: list[int] = []

@@ -247,7 +247,6 @@ def create_app(
     locked = [Depends(_lock(key))] if key else []
     denied: dict[int | str, dict[str, Any]] = {401: {"model": Problem}} if key else {}
     asking = APIRouter(route_class=_StrictRoute, dependencies=locked, responses=denied, tags=["predictions"])
-    stream = {"text/event-stream": {"schema": {"type": "string"}}}
     refused: dict[int | str, dict[str, Any]] = {
         404: {"model": Problem, "description": "no such user or item"},
         429: {"model": Problem, "description": "the queue is full; Retry-After says when to come again"},
@@ -255,7 +254,9 @@ def create_app(
         504: {"model": Problem, "description": "not answered within the time limit"},
     }
 
-    @asking.post("/v1/predict", response_model=PredictionOut, responses={200: {"content": stream}, **refused})
+    @asking.post(
+        "/v1/predict", response_model=PredictionOut, responses=_streamed(refused, "section", "prediction", "error")
+    )
     async def predict(request: Request, asked: PredictIn) -> Any:
         """What would this user give this item, and why? With `stream`, the events are `section` ({name, text}), and in
         the end `prediction` or `error`."""
@@ -265,7 +266,11 @@ def create_app(
         (prediction,) = await server.answer(request, [context], together=False)
         return server.shown(prediction)
 
-    @asking.post("/v1/recommend", response_model=RecommendOut, responses={200: {"content": stream}, **refused})
+    @asking.post(
+        "/v1/recommend",
+        response_model=RecommendOut,
+        responses=_streamed(refused, "candidate", "recommendations", "error"),
+    )
     async def recommend(request: Request, asked: RecommendIn) -> Any:
         """Which candidates would this user like best, and why? With `stream`, the events are `candidate` as each is
         answered, in any order, and in the end `recommendations` or `error`."""
@@ -339,6 +344,17 @@ def create_app(
 
     _describe(app, predictor.scale)
     return app
+
+
+def _streamed(refused: dict[int | str, dict[str, Any]], *events: str) -> dict[int | str, dict[str, Any]]:
+    """The answers of an operation that can stream, as OpenAPI 3.2 describes server-sent events."""
+    data = {"type": "string", "contentMediaType": "application/json"}
+    event = {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"event": {"enum": list(events)}, "data": data},
+    }
+    return {200: {"content": {"text/event-stream": {"itemSchema": event}}}, **refused}
 
 
 def _describe(app: FastAPI, scale: Scale) -> None:
