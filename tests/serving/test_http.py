@@ -114,6 +114,7 @@ def test_what_there_is(client):
     assert schema["components"]["schemas"]["PredictIn"]["examples"]
     for example in schema["components"]["schemas"]["PredictIn"]["examples"]:
         assert client.post("/v1/predict", json=example).status_code == 200
+    assert client.head("/").status_code == 200
     page = client.get("/")
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
 

@@ -338,7 +338,7 @@ def create_app(
     app.include_router(looking)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
