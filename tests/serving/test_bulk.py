@@ -211,3 +211,11 @@ def test_a_full_disk_is_told(predictor, data, tmp_path, monkeypatch):
     monkeypatch.setattr(pl.DataFrame, "write_parquet", full)
     with pytest.raises(UserError, match="the disk is full"):
         predict_file(predictor, Examples(data, "test"), Path(tmp_path / "o.parquet"), 4, quiet, quiet)
+
+
+def test_half_a_surrogate_pair_in_an_id_costs_no_other_row(predictor, tmp_path):
+    good = '{"history": [], "item": {"title": "A"}, "id": "\\ud800"}\n'
+    (tmp_path / "asked.jsonl").write_text(good + '{"user_id": "\\ud800", "item_id": "i1"}\n')
+    rows = Requests(tmp_path / "asked.jsonl", predictor)
+    predict_file(predictor, rows, tmp_path / "o.parquet", 4, quiet, quiet)
+    assert pl.read_parquet(tmp_path / "o.parquet")["parsed"].to_list() == [True, False]

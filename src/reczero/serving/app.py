@@ -468,6 +468,7 @@ class _Server:
         job, events = self._submit(contexts, together, streams=False)
         found: dict[int, Prediction] = {}
         left = asyncio.create_task(_left(request))
+        event: asyncio.Task | None = None
         try:
             async with asyncio.timeout(self.time_limit):
                 while len(found) < len(contexts):
@@ -486,6 +487,8 @@ class _Server:
         finally:
             job.gone.set()
             left.cancel()
+            if event is not None:
+                event.cancel()
         return [found[place] for place in range(len(contexts))]
 
     def stream(

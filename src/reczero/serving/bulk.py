@@ -152,7 +152,8 @@ class Requests:
                 name = request.pop("id", None)
                 if name is None and "user_id" in request and "item_id" in request:
                     name = f"{request['user_id']}:{request['item_id']}"
-                yield str(number if name is None else name), request
+                text = str(number if name is None else name)
+                yield text.encode("utf-8", "replace").decode(), request  # half a surrogate pair fits no table
 
     def _csv(self) -> Iterator[tuple[str, Any]]:
         with self._opened() as file:
