@@ -587,7 +587,7 @@ class _Guard:
             if read_all:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), READ_SECONDS)
+                message = await asyncio.wait_for(receive(), max(0.0, began + READ_SECONDS - time.monotonic()))
             except TimeoutError as error:
                 raise HTTPException(408, "the body did not come in time", {"Connection": "close"}) from error
             read_all = not message.get("more_body", False)
