@@ -1,5 +1,6 @@
 """The HTTP side: in this process for what is asked, as a process of its own for how it starts and stops."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -19,12 +20,17 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reczero.serving import Predictor
-from reczero.serving.app import create_app, strict_json
+from reczero.serving import Predictor, guard
+from reczero.serving.app import create_app
 from reczero.serving.engine import LocalEngine
+from reczero.serving.strict import strict_json
 
 HISTORY = [{"title": "Alien", "rating": 5}, {"title": "Speed", "rating": 2, "review": "Loud"}]
 ASKED = {"history": HISTORY, "item": {"title": "Aliens", "average": 4.1, "count": 200}}
+
+
+def client_of(app, **how):
+    return TestClient(app, base_url="http://localhost", **how)
 
 
 def app_of(guided_dir, table, queue=64, **how):
@@ -34,7 +40,7 @@ def app_of(guided_dir, table, queue=64, **how):
 
 @pytest.fixture(scope="module")
 def client(guided_dir, table):
-    with TestClient(app_of(guided_dir, table)) as made:
+    with client_of(app_of(guided_dir, table)) as made:
         yield made
 
 
@@ -116,12 +122,13 @@ def test_what_there_is(client):
     assert 'reczero_requests_total{method="POST",route="/v1/predict"' in client.get("/metrics").text
     assert client.head("/").status_code == 200
     page = client.get("/")
+    assert client.head("/healthz").status_code == 200
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
 
 
 def test_who_has_no_data_set_says_so(guided_dir):
     predictor = Predictor.from_pretrained(guided_dir)
-    with TestClient(create_app(predictor, LocalEngine(predictor.answering))) as client:
+    with client_of(create_app(predictor, LocalEngine(predictor.answering))) as client:
         assert client.get("/v1/model").json()["data"] is None and client.get("/v1/users").status_code == 404
         answer = client.post("/v1/predict", json={"user_id": "1", "item_id": "2"})
         assert answer.status_code == 422 and "no data set" in answer.json()["detail"]
@@ -129,7 +136,7 @@ def test_who_has_no_data_set_says_so(guided_dir):
 
 
 def test_a_key_is_wanted_where_there_is_one(guided_dir, table):
-    with TestClient(app_of(guided_dir, table, key="k" * 20, local=False)) as client:
+    with client_of(app_of(guided_dir, table, key="k" * 20, local=False)) as client:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {'k' * 20}"}):
             for answer in (
                 client.post("/v1/predict", json=ASKED, headers=headers),
@@ -137,15 +144,20 @@ def test_a_key_is_wanted_where_there_is_one(guided_dir, table):
             ):
                 assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
                 assert "k" * 20 not in answer.text
+        broken = client.post("/v1/predict", content=b"{", headers={"content-type": "application/json"})
+        assert broken.status_code == client.get("/nothing").status_code == 401  # the key is looked at first
         headers = {"Authorization": f"Bearer {'k' * 20}"}
         assert client.post("/v1/predict", json=ASKED, headers=headers).status_code == 200
         assert client.get("/healthz").status_code == client.get("/").status_code == 200
 
 
 def test_a_page_from_elsewhere_can_not_ask_by_way_of_the_users_browser(client):
-    for host in ("evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[", ""):
+    for host in (
+        "evil.example", "evil.example:8000", "127.0.0.1.evil.example", "testserver", "evil@localhost", "localhost:abc",
+        "[", "",
+    ):  # fmt: skip
         assert client.post("/v1/predict", json=ASKED, headers={"host": host}).status_code == 400
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
+    for host in ("localhost", "127.0.0.1:8000", "127.0.0.2", "[::1]:8000"):
         assert client.get("/healthz", headers={"host": host}).status_code == 200
     answer = client.options(
         "/v1/predict", headers={"origin": "https://evil.example", "access-control-request-method": "POST"}
@@ -233,18 +245,25 @@ def test_strict_json_raises_nothing_else(text):
 def test_a_queue_that_is_full_says_when_to_come_again(guided_dir, table):
     predictor = Predictor.from_pretrained(guided_dir, table)
     engine = LocalEngine(predictor.answering, queue=1, batch_size=1)
-    go, encode = threading.Event(), predictor.answering.encode
-    predictor.answering.encode = lambda context: go.wait(30) and encode(context)  # the first is long under way
-    with TestClient(create_app(predictor, engine)) as client:
+    go, begun, read = threading.Event(), threading.Event(), predictor.answering.read
+
+    def long_under_way(completion):
+        begun.set()
+        assert go.wait(30)
+        return read(completion)
+
+    predictor.answering.read = long_under_way
+    with client_of(create_app(predictor, engine)) as client:
         answers = []
         waiting = [
             threading.Thread(target=lambda: answers.append(client.post("/v1/predict", json=ASKED))) for _ in range(2)
         ]
-        for number, thread in enumerate(waiting):
-            thread.start()
-            while not number and (engine.waiting or not predictor.answering.encode):
-                time.sleep(0.01)
-            time.sleep(0.3)
+        waiting[0].start()
+        assert begun.wait(30)
+        waiting[1].start()
+        deadline = time.monotonic() + 30
+        while engine.waiting < 1 and time.monotonic() < deadline:
+            time.sleep(0.01)
         for body in (ASKED, ASKED | {"stream": True}):
             full = client.post("/v1/predict", json=body)
             assert full.status_code == 429 and int(full.headers["retry-after"]) >= 1, full.text
@@ -256,9 +275,9 @@ def test_a_queue_that_is_full_says_when_to_come_again(guided_dir, table):
 
 def test_the_time_limit(guided_dir, table):
     predictor = Predictor.from_pretrained(guided_dir, table)
-    go, encode = threading.Event(), predictor.answering.encode
-    predictor.answering.encode = lambda context: go.wait(30) and encode(context)
-    with TestClient(create_app(predictor, LocalEngine(predictor.answering), time_limit=0.5)) as client:
+    go, read = threading.Event(), predictor.answering.read
+    predictor.answering.read = lambda completion: go.wait(30) and read(completion)
+    with client_of(create_app(predictor, LocalEngine(predictor.answering), time_limit=0.5)) as client:
         assert client.post("/v1/predict", json=ASKED).status_code == 504
         ((kind, said),) = events(client.post("/v1/predict", json=ASKED | {"stream": True}).text)
         assert kind == "error" and "within 0.5 seconds" in said["detail"]
@@ -268,9 +287,27 @@ def test_the_time_limit(guided_dir, table):
         assert client.get("/readyz").status_code == 200
 
 
+def test_a_body_has_one_deadline_however_it_drips(guided_dir, table, monkeypatch):
+    monkeypatch.setattr(guard, "READ_SECONDS", 0.5)
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "query_string": b"", "headers": headers}
+    sent = []
+
+    async def receive():
+        await asyncio.sleep(0.1)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message):
+        sent.append(message)
+
+    began = time.monotonic()
+    asyncio.run(app_of(guided_dir, table)(scope, receive, send))
+    assert sent[0]["status"] == 408 and 0.4 < time.monotonic() - began < 5
+
+
 def test_a_defect_shows_nothing_but_that_it_happened(guided_dir, table, caplog):
     predictor = Predictor.from_pretrained(guided_dir, table)
-    with TestClient(create_app(predictor, LocalEngine(predictor.answering)), raise_server_exceptions=False) as client:
+    with client_of(create_app(predictor, LocalEngine(predictor.answering)), raise_server_exceptions=False) as client:
         predictor.answering.read = lambda completion: 1 / 0
         answer = client.post("/v1/predict", json=ASKED)
         assert answer.status_code == 502 and answer.json() == {"detail": "the model failed; try again"}

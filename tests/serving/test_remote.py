@@ -137,7 +137,7 @@ def test_what_fails_is_told(server, monkeypatch):
 def test_served_and_in_bulk(server, guided_dir, table, tmp_path):
     predictor = Predictor.from_endpoint(server.url, guided_dir, data=table, concurrency=3)
     engine = RemoteEngine(predictor.answering, queue=2)
-    with TestClient(create_app(predictor, engine, time_limit=30)) as client:
+    with TestClient(create_app(predictor, engine, time_limit=30), base_url="http://localhost") as client:
         assert client.post("/v1/predict", json=ASKED).json()["rating"] == 4
         server.delay = 0.05
         text = client.post("/v1/predict", json=ASKED | {"stream": True}).text

@@ -1,30 +1,24 @@
 """The HTTP side: a FastAPI application over an `Engine`. What each request and answer looks like is in its OpenAPI."""
 
 import asyncio
-import hashlib
-import hmac
 import json
-import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.routing import APIRoute
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security import HTTPBearer
 from fastapi.sse import format_sse_event
 from fastapi.staticfiles import StaticFiles
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from reczero import __version__
 from reczero.data import Known
@@ -33,165 +27,31 @@ from reczero.reasoning import Context, Scale
 
 from .answering import Prediction
 from .engine import Engine, Full, Job
+from .guard import Guard, Metrics, problem
+from .messages import (
+    PREDICT_EXAMPLES,
+    RECOMMEND_EXAMPLES,
+    CandidateOut,
+    HistoryEntryOut,
+    HistoryOut,
+    ItemsOut,
+    ModelOut,
+    PredictIn,
+    PredictionOut,
+    Problem,
+    RecommendIn,
+    RecommendOut,
+    ScaleOut,
+    State,
+    UsersOut,
+)
 from .predictor import Predictor, Recommendation, ranked
-from .requests import PredictRequest, RecommendRequest, told
+from .requests import told
+from .strict import strict_json
 
-log = logging.getLogger("reczero.serving")
 PAGE = Path(__file__).parent / "page"
-MOST_BYTES = 1 << 20  # of a request's body
-READ_SECONDS = 30.0  # in which a body must have come
 HEARTBEAT = 10.0  # seconds without an event after which a stream shows that it lives
-LOCAL_NAMES = {"localhost", "127.0.0.1", "::1", "testserver"}
 MOST_FOUND = 100
-_TOO_LARGE = f"the body is larger than {MOST_BYTES:,} bytes"
-METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-HEADERS = {
-    b"content-security-policy": b"default-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'; "
-    b"form-action 'none'",
-    b"x-content-type-options": b"nosniff",
-    b"referrer-policy": b"no-referrer",
-    b"cache-control": b"no-store",
-}
-
-
-# --- what is sent back ------------------------------------------------------------------------------------------------
-
-
-class ScaleOut(BaseModel):
-    min: float
-    max: float
-    step: float
-
-
-class PredictionOut(BaseModel):
-    rating: float | None = Field(description="the number that was written; null where the answer is malformed")
-    parsed: bool
-    reasoning: dict[str, str] = Field(description="the sections, such as analyze_user, analyze_item, match")
-    distribution: list[float] | None = Field(description="how probable each rating of the scale is, ascending")
-    expected: float | None = Field(description="the distribution's mean")
-    scale: ScaleOut
-    tokens: int = Field(description="of the answer")
-    model: str
-    fault: str | None = Field(description="what is malformed")
-
-
-class CandidateOut(BaseModel):
-    id: str | None
-    title: str
-    score: float | None = Field(description="what they are ranked by: the distribution's mean, else the number")
-    prediction: PredictionOut
-
-
-class RecommendOut(BaseModel):
-    recommendations: list[CandidateOut] = Field(description="the best first")
-    considered: int = Field(description="candidates")
-
-
-class ModelOut(BaseModel):
-    model: str
-    scale: ScaleOut
-    sections: list[str] = Field(description="of the reasoning, in order")
-    history: int = Field(description="how many of the newest ratings a prompt shows")
-    data: str | None = Field(description="the prepared data set whose users and items can be named by id")
-    version: str
-
-
-class UserOut(BaseModel):
-    user_id: str
-    count: int = Field(description="ratings")
-
-
-class UsersOut(BaseModel):
-    users: list[UserOut]
-
-
-class ItemOut(BaseModel):
-    item_id: str
-    title: str
-    count: int
-
-
-class ItemsOut(BaseModel):
-    items: list[ItemOut]
-
-
-class HistoryEntryOut(BaseModel):
-    title: str
-    rating: float
-    categories: list[str] = []
-
-
-class HistoryOut(BaseModel):
-    user_id: str
-    average: float | None
-    count: int
-    history: list[HistoryEntryOut] = Field(description="the newest, oldest first")
-
-
-class State(BaseModel):
-    status: str
-
-
-class Problem(BaseModel):
-    detail: str
-
-
-class PredictIn(PredictRequest):
-    stream: bool = Field(False, description="send the sections as they are written, as server-sent events")
-
-
-class RecommendIn(RecommendRequest):
-    stream: bool = Field(False, description="send the candidates as they are answered, as server-sent events")
-
-
-_HISTORY = [{"title": "Alien (1979)", "rating": 5}, {"title": "Speed (1994)", "rating": 2, "review": "All noise."}]
-PREDICT_EXAMPLES = [
-    {
-        "history": _HISTORY,
-        "item": {"title": "Aliens (1986)", "categories": ["Action", "Sci-Fi"], "average": 4.1, "count": 284},
-    },
-    {"history": [], "item": {"title": "Fargo (1996)"}},
-]
-RECOMMEND_EXAMPLES = [
-    {"history": _HISTORY, "candidates": [{"title": "Aliens (1986)"}, {"id": "f", "title": "Fargo (1996)"}], "k": 1}
-]
-
-
-# --- reading strictly -------------------------------------------------------------------------------------------------
-
-
-def strict_json(body: bytes) -> Any:
-    """JSON as the standard has it: no NaN, no key twice, no number beyond a double, no half of a surrogate pair.
-    Raises ValueError or RecursionError."""
-
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(found)
-        if len(made) < len(found):
-            raise ValueError("a key stands twice in one object")
-        return made
-
-    def number(text: str) -> float:
-        if not math.isfinite(value := float(text)):
-            raise ValueError("a number is too large")
-        return value
-
-    def whole(text: str) -> int:
-        if len(text) > 19:
-            raise ValueError("a number is too large")
-        return int(text)
-
-    def constant(text: str) -> None:
-        raise ValueError(f"{text} is no JSON")
-
-    try:
-        text = body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not UTF-8") from error
-    found = json.loads(
-        text, object_pairs_hook=pairs, parse_float=number, parse_int=whole, parse_constant=constant
-    )  # fmt: skip
-    json.dumps(found, ensure_ascii=False).encode()  # half of a surrogate pair can't be
-    return found
 
 
 class _StrictRequest(Request):
@@ -218,9 +78,6 @@ class _StrictRoute(APIRoute):
         return strictly
 
 
-# --- the application --------------------------------------------------------------------------------------------------
-
-
 def create_app(
     predictor: Predictor, engine: Engine, *, key: str | None = None, time_limit: float = 120.0, local: bool = True
 ) -> FastAPI:
@@ -243,8 +100,8 @@ def create_app(
     app.add_exception_handler(BadRequest, _bad_request)
     app.add_exception_handler(StarletteHTTPException, _http_error)
     server = _Server(predictor, engine, time_limit)
-    app.add_middleware(_Guard, hosts=LOCAL_NAMES if local else None, metrics=server.metrics)
-    locked = [Depends(_lock(key))] if key else []
+    app.add_middleware(Guard, metrics=server.metrics, key=key, local=local)
+    locked = [Depends(HTTPBearer(auto_error=False))] if key else []  # for the OpenAPI; the guard does it
     denied: dict[int | str, dict[str, Any]] = {401: {"model": Problem}} if key else {}
     asking = APIRouter(route_class=_StrictRoute, dependencies=locked, responses=denied, tags=["predictions"])
     refused: dict[int | str, dict[str, Any]] = {
@@ -323,10 +180,12 @@ def create_app(
         return Response(generate_latest(server.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/healthz", tags=["state"])
+    @app.head("/healthz", include_in_schema=False)
     async def healthz() -> State:
         """That the process answers."""
         return State(status="ok")
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz", tags=["state"], responses={503: {"model": Problem, "description": "not now"}})
     async def readyz() -> State:
         """That predictions are being made."""
@@ -383,38 +242,21 @@ def _data(predictor: Predictor) -> Known:
     return predictor.known
 
 
-def _lock(key: str) -> Callable[..., Any]:
-    wanted = hashlib.sha256(key.encode()).digest()
-
-    async def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))],
-    ) -> None:
-        text = given.credentials if given else ""
-        if not hmac.compare_digest(hashlib.sha256(text.encode()).digest(), wanted):
-            raise HTTPException(401, "send the key as Authorization: Bearer KEY", {"WWW-Authenticate": "Bearer"})
-
-    return check
-
-
 async def _invalid(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     if found and found[0]["loc"] == ("body",) and found[0]["type"] != "value_error":
-        return _problem(422, "the body must be a JSON object, sent with Content-Type: application/json")
-    return _problem(422, told(found))
+        return problem(422, "the body must be a JSON object, sent with Content-Type: application/json")
+    return problem(422, told(found))
 
 
 async def _bad_request(_: Request, error: Exception) -> JSONResponse:
-    return _problem(404 if isinstance(error, NotFound) else 422, str(error))
+    return problem(404 if isinstance(error, NotFound) else 422, str(error))
 
 
 async def _http_error(_: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, StarletteHTTPException)
-    return _problem(error.status_code, str(error.detail), error.headers)
-
-
-def _problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
-    return JSONResponse({"detail": detail}, status, headers)
+    return problem(error.status_code, str(error.detail), error.headers)
 
 
 class _Server:
@@ -423,7 +265,7 @@ class _Server:
     def __init__(self, predictor: Predictor, engine: Engine, time_limit: float):
         self.predictor, self.engine, self.time_limit = predictor, engine, time_limit
         self.registry = CollectorRegistry()
-        self.metrics = _Metrics(self.registry, engine)
+        self.metrics = Metrics(self.registry, engine)
 
     def shown(self, prediction: Prediction) -> PredictionOut:
         return PredictionOut(
@@ -467,28 +309,19 @@ class _Server:
         """The predictions, in the order of the contexts; given up when the client leaves or the time is over."""
         job, events = self._submit(contexts, together, streams=False)
         found: dict[int, Prediction] = {}
-        left = asyncio.create_task(_left(request))
-        event: asyncio.Task | None = None
+        watching = asyncio.create_task(_watch(request, events))
         try:
             async with asyncio.timeout(self.time_limit):
                 while len(found) < len(contexts):
-                    event = asyncio.create_task(events.get())
-                    await asyncio.wait({event, left}, return_when=asyncio.FIRST_COMPLETED)
-                    if not event.done():
-                        event.cancel()
-                        raise HTTPException(499, "the client left")
-                    kind, *said = event.result()
-                    if kind == "prediction":
-                        found[said[0]] = said[1]
-                    else:
-                        raise _failure(kind, said)
+                    kind, *said = await events.get()
+                    if kind != "prediction":
+                        raise _failure(kind)
+                    found[said[0]] = said[1]
         except TimeoutError as error:
             raise HTTPException(504, f"not answered within {self.time_limit:g} seconds") from error
         finally:
             job.gone.set()
-            left.cancel()
-            if event is not None:
-                event.cancel()
+            watching.cancel()
         return [found[place] for place in range(len(contexts))]
 
     def stream(
@@ -526,7 +359,7 @@ class _Server:
                     else:
                         yield _event("prediction", self.shown(prediction).model_dump())
                 else:
-                    yield _event("error", {"detail": _failure(kind, said).detail})
+                    yield _event("error", {"detail": _failure(kind).detail})
                     return
             if named is not None:
                 ordered = [found[place] for place in range(len(named))]
@@ -539,100 +372,14 @@ def _event(name: str, data: Any) -> bytes:
     return format_sse_event(event=name, data_str=json.dumps(data, ensure_ascii=False, allow_nan=False))
 
 
-def _failure(kind: str, said: Sequence[Any]) -> HTTPException:
-    return HTTPException(422, said[0]) if kind == "refused" else HTTPException(502, "the model failed; try again")
+def _failure(kind: str) -> HTTPException:
+    return (
+        HTTPException(499, "the client left") if kind == "left" else HTTPException(502, "the model failed; try again")
+    )
 
 
-async def _left(request: Request) -> None:
-    """Returns when the client does not wait any more."""
+async def _watch(request: Request, events: asyncio.Queue) -> None:
+    """Puts ("left",) when the client does not wait any more."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-class _Metrics:
-    def __init__(self, registry: CollectorRegistry, engine: Engine):
-        labels = ("method", "route", "status")
-        self.requests = Counter("reczero_requests", "Requests that were answered.", labels, registry=registry)
-        self.seconds = Histogram(
-            "reczero_request_seconds", "From a request's arrival to the end of its answer.", ("route",),
-            registry=registry, buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160),
-        )  # fmt: skip
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "reczero_queue_length": ("Requests that wait.", lambda: engine.waiting),
-            "reczero_queue_limit": ("Requests that may wait.", lambda: engine.queue),
-            "reczero_predictions_under_way": ("Predictions that are being written.", lambda: engine.under_way),
-            "reczero_ready": ("1 while predictions are made.", lambda: float(engine.alive)),
-            "reczero_predictions": ("Predictions so far.", lambda: engine.predictions),
-            "reczero_tokens": ("Tokens of them.", lambda: engine.tokens),
-        }
-        for name, (about, read) in gauges.items():
-            Gauge(name, about, registry=registry).set_function(read)
-
-
-class _Guard:
-    """Around everything: the host, the time that a body may take, headers, what is counted and logged, and that no
-    defect of ours shows more than that it happened."""
-
-    def __init__(self, app: ASGIApp, hosts: set[str] | None, metrics: _Metrics):
-        self.app, self.hosts, self.metrics = app, hosts, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        began, status, read_all, size = time.monotonic(), 0, False, 0
-
-        async def reading() -> Message:
-            nonlocal read_all, size
-            if read_all:
-                return await receive()
-            try:
-                message = await asyncio.wait_for(receive(), max(0.0, began + READ_SECONDS - time.monotonic()))
-            except TimeoutError as error:
-                raise HTTPException(408, "the body did not come in time", {"Connection": "close"}) from error
-            read_all = not message.get("more_body", False)
-            size += len(message.get("body", b""))
-            if size > MOST_BYTES:
-                raise HTTPException(413, _TOO_LARGE, {"Connection": "close"})
-            return message
-
-        async def sending(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                given = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [*message["headers"], *(h for h in HEADERS.items() if h[0] not in given)]
-            await send(message)
-
-        try:
-            if self.hosts is not None and _host(scope) not in self.hosts:
-                await _problem(400, "this server answers requests to this machine only")(scope, receive, sending)
-            elif _length(scope) > MOST_BYTES:
-                await _problem(413, _TOO_LARGE, {"Connection": "close"})(scope, receive, sending)
-            else:
-                await self.app(scope, reading, sending)
-        except Exception as error:
-            log.error("a defect: %s", type(error).__name__)
-            if not status:
-                await _problem(500, "an internal error")(scope, receive, sending)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            method = scope["method"] if scope["method"] in METHODS else "other"
-            seconds = time.monotonic() - began
-            self.metrics.requests.labels(method, route, status).inc()
-            self.metrics.seconds.labels(route).observe(seconds)
-            log.info("%s %s %s %.3f s", method, route, status or "cut off", seconds)
-
-
-def _length(scope: Scope) -> int:
-    """What the header says of the body; what comes is counted, too."""
-    given = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    return int(given) if given.isdigit() else 0
-
-
-def _host(scope: Scope) -> str | None:
-    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    await events.put(("left",))

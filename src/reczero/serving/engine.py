@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from reczero.errors import BadRequest
 from reczero.reasoning import Context, parse
 from reczero.rollout.decoder import Completion, Decoding, Inference, inference
 
@@ -38,7 +37,7 @@ class Job:
     """What one client waits for. tell: called in the engine's thread with each event, which must not block:
 
     ("section", place, name, text) as sections are closed, where `streams`; ("prediction", place, Prediction) for each
-    context; in the end, where it can't be answered, ("refused", text) for what was asked, or ("failed",).
+    context; ("failed",) in the end, where they can't be made. The contexts are such as `Answering.check` passes.
     """
 
     contexts: Sequence[Context]
@@ -76,26 +75,31 @@ class Engine:
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._stopping = False
-        self._under_way = 0
+        self.under_way = 0  # predictions that are being written
         self._took: deque[float] = deque(maxlen=64)  # seconds of the latest jobs
         self.predictions = self.tokens = 0
-        self._threads: list[threading.Thread] = []
+        self._thread = threading.Thread(target=self._run, name="reczero-engine", daemon=True)
 
     @property
     def waiting(self) -> int:
         return len(self._waiting)
 
     @property
-    def under_way(self) -> int:
-        """Predictions that are being written."""
-        return self._under_way
-
-    @property
     def alive(self) -> bool:
-        return not self._stopping and any(thread.is_alive() for thread in self._threads)
+        return not self._stopping and self._thread.is_alive()
 
     def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
         raise NotImplementedError
+
+    def _wait(self, busy: bool = False) -> bool:
+        """Waits until there is something to do; False where it is time to stop. busy: there is, without a job."""
+        with self._changed:
+            while not (busy or self._waiting or self._stopping):
+                self._changed.wait()
+            return not self._stopping
 
     def submit(self, job: Job) -> None:
         """Raises Full."""
@@ -113,12 +117,11 @@ class Engine:
         return min(60, max(1, math.ceil(typical)))
 
     def stop(self) -> None:
-        """Ends what is left, and waits for the threads."""
+        """Ends what is left, and waits for the thread."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
 
     def _finished(self, job: Job, prediction: Prediction) -> None:
         self.predictions += 1
@@ -142,18 +145,9 @@ class RemoteEngine(Engine):
         self.remote = remote
         self._pool = ThreadPoolExecutor(remote.concurrency, "reczero-endpoint")
 
-    def start(self) -> None:
-        self._threads = [threading.Thread(target=self._run, name="reczero-engine", daemon=True)]
-        self._threads[0].start()
-
     def _run(self) -> None:
         places = threading.Semaphore(self.remote.concurrency)
-        while True:
-            with self._changed:
-                while not self._waiting and not self._stopping:
-                    self._changed.wait()
-                if self._stopping:
-                    break
+        while self._wait():
             places.acquire()  # the job stays in the queue until somebody has time for it
             with self._changed:
                 job = self._waiting.popleft() if self._waiting else None
@@ -163,13 +157,13 @@ class RemoteEngine(Engine):
             for place, context in enumerate(job.contexts):
                 if place:
                     places.acquire()
-                self._under_way += 1
+                self.under_way += 1
                 self._pool.submit(self._ask, job, place, context).add_done_callback(lambda _: self._free(places))
         self._pool.shutdown(cancel_futures=True)
 
     def _free(self, places: threading.Semaphore) -> None:
         with self._changed:
-            self._under_way -= 1
+            self.under_way -= 1
         places.release()
 
     def _ask(self, job: Job, place: int, context: Context) -> None:
@@ -213,21 +207,17 @@ class LocalEngine(Engine):
         super().__init__(queue, batch_size)
         self.local = local
 
-    def start(self) -> None:
-        run = self._run if self.local.shares else self._run_plain
-        self._threads = [threading.Thread(target=run, name="reczero-engine", daemon=True)]
-        self._threads[0].start()
-
     def _run(self) -> None:
+        if self.local.shares:
+            self._run_shared()
+        else:
+            self._run_plain()
+
+    def _run_shared(self) -> None:
         with inference(self.local.policy.model) as ready:
             singles, group = self._lane(ready, pooled=True), self._lane(ready)
             later: list[tuple[Job, int]] = []  # candidates of the group's job whose turn is yet to come
-            while True:
-                with self._changed:
-                    while not (self._waiting or singles.answers or group.answers or later or self._stopping):
-                        self._changed.wait()
-                    if self._stopping:
-                        return
+            while self._wait(busy=bool(singles.answers or group.answers or later)):
                 try:
                     self._join(singles)
                     later = self._join_group(group, later)
@@ -240,7 +230,7 @@ class LocalEngine(Engine):
                     for job in jobs.values():
                         job.tell(("failed",))
                     singles, group, later = self._lane(ready, pooled=True), self._lane(ready), []
-                self._under_way = len(singles.answers) + len(group.answers)
+                self.under_way = len(singles.answers) + len(group.answers)
 
     def _lane(self, ready: Inference, pooled: bool = False) -> _Lane:
         return _Lane(self.local.policy.decoding(ready, pooled))
@@ -257,40 +247,19 @@ class LocalEngine(Engine):
                     taken.append(job)
         return taken
 
-    def _encoded(self, places: Sequence[tuple[Job, int]]) -> tuple[list[tuple[Job, int]], list[list[int]]]:
-        """The prompts of those that can be asked; the others are told why not."""
-        good, prompts = [], []
-        for job, place in places:
-            if job.gone.is_set():
-                continue
-            try:
-                prompts.append(self.local.encode(job.contexts[place]))
-                good.append((job, place))
-            except BadRequest as error:
-                job.gone.set()
-                job.tell(("refused", str(error)))
-        return good, prompts
-
     def _join(self, lane: _Lane) -> None:
         tokens = 0
         places: list[tuple[Job, int]] = []
-        prompts: list[list[int]] = []
         room = self.batch_size - len(lane.answers)
-        while tokens < PREFILL and len(places) < room:
-            if not (taken := self._take(False, 1)):
-                break
-            good, encoded = self._encoded([(taken[0], 0)])
-            places += good
-            prompts += encoded
-            tokens += sum(map(len, encoded))
+        while tokens < PREFILL and len(places) < room and (taken := self._take(False, 1)):
+            places.append((taken[0], 0))
+            tokens += len(self.local.encode(taken[0].contexts[0]))
         if places:
-            self._add(lane, places, prompts)
+            self._add(lane, places)
 
-    def _add(
-        self, lane: _Lane, places: Sequence[tuple[Job, int]], prompts: Sequence[Sequence[int]], together: bool = False
-    ) -> None:
+    def _add(self, lane: _Lane, places: Sequence[tuple[Job, int]], together: bool = False) -> None:
         try:
-            lane.add(places, prompts, together)
+            lane.add(places, [self.local.encode(job.contexts[place]) for job, place in places], together)
         except Exception:
             for job, _ in places:
                 job.tell(("failed",))
@@ -301,10 +270,10 @@ class LocalEngine(Engine):
             return later
         if not later:
             later = [(job, place) for job in self._take(True, 1) for place in range(len(job.contexts))]
-        good, prompts = self._encoded(later[:TOGETHER])
-        if good:
-            self._add(lane, good, prompts, together=True)
-        return [] if later and later[0][0].gone.is_set() else later[TOGETHER:]
+        later = [(job, place) for job, place in later if not job.gone.is_set()]
+        if later:
+            self._add(lane, later[:TOGETHER], together=True)
+        return later[TOGETHER:]
 
     def _advance(self, lane: _Lane) -> None:
         for key, (job, _, completion) in list(lane.answers.items()):
@@ -326,15 +295,10 @@ class LocalEngine(Engine):
 
     def _run_plain(self) -> None:
         """For models that can't share a prompt: a batch at a time, by transformers' `generate`."""
-        while True:
-            with self._changed:
-                while not self._waiting and not self._stopping:
-                    self._changed.wait()
-                if self._stopping:
-                    return
+        while self._wait():
             jobs = self._take(True, 1) or self._take(False, self.batch_size)
-            places, _ = self._encoded([(job, place) for job in jobs for place in range(len(job.contexts))])
-            self._under_way = len(places)
+            places = [(job, place) for job in jobs for place in range(len(job.contexts))]
+            self.under_way = len(places)
             try:
                 contexts = [job.contexts[place] for job, place in places]
                 found = self.local.answer(contexts, batch_size=self.batch_size)
@@ -345,4 +309,4 @@ class LocalEngine(Engine):
                 log.error("decoding failed: %s", type(error).__name__)
                 for job in jobs:
                     job.tell(("failed",))
-            self._under_way = 0
+            self.under_way = 0

@@ -114,21 +114,28 @@ class Predictor:
     def context(self, request: PredictRequest) -> Context:
         """What the model reads. Raises BadRequest."""
         if request.item_id is not None:
-            (made,) = self._known("item_id").contexts([(request.user_id, request.item_id)])
-            return self._of_id(made, request)
-        assert request.item is not None
-        return self._of_item(request.item, request)
+            (found,) = self._known("item_id").contexts([(request.user_id, request.item_id)])
+            made = self._of_id(found, request)
+        else:
+            assert request.item is not None
+            made = self._of_item(request.item, request)
+        self.answering.check(made)
+        return made
 
     def candidates(self, request: RecommendRequest) -> tuple[list[tuple[str | None, str]], list[Context]]:
         """(id, title) of each candidate, and the context of each. Raises BadRequest."""
         if request.candidates is not None:
             contexts = [self._of_item(item, request) for item in request.candidates]
-            return [(item.id, item.title) for item in request.candidates], contexts
-        ids = request.candidate_ids
-        known = self._known("candidate_ids" if ids else "candidates are missing, and")
-        ids = ids or known.candidates(request.user_id, POOL)
-        contexts = [self._of_id(one, request) for one in known.contexts([(request.user_id, name) for name in ids])]
-        return [(name, one.item.title) for name, one in zip(ids, contexts, strict=True)], contexts
+            named = [(item.id, item.title) for item in request.candidates]
+        else:
+            ids = request.candidate_ids
+            known = self._known("candidate_ids" if ids else "candidates are missing, and")
+            ids = ids or known.candidates(request.user_id, POOL)
+            contexts = [self._of_id(one, request) for one in known.contexts([(request.user_id, name) for name in ids])]
+            named = [(name, one.item.title) for name, one in zip(ids, contexts, strict=True)]
+        for made in contexts:
+            self.answering.check(made)
+        return named, contexts
 
     def _known(self, what: str) -> Known:
         if self.known is None:
