@@ -176,6 +176,11 @@ def held(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def separator_of(header: str) -> str:
+    """What separates the columns of a text table with this first line."""
+    return max(",;\t", key=header.count)
+
+
 def whole_lines(path: Path) -> list[str]:
     """The lines of a file that is appended to; one that a kill cut off is removed, so that the next begins anew."""
     if not path.exists():

@@ -79,7 +79,7 @@ def test_what_was_begun_with_another_model_or_other_rows_is_not_mixed_in(predict
     said = []
     predict_file(predictor, Examples(data, "test"), out, 4, said.append, stop)
     assert "is there already" in said[0]
-    with pytest.raises(UserError, match="exists and is of another model or other rows"):
+    with pytest.raises(UserError, match="exists, and not of this model and these rows"):
         predict_file(predictor, Examples(data, "train"), out, 4, quiet, quiet)
 
 
@@ -93,20 +93,21 @@ def test_rows_that_can_not_be_asked_stay_and_say_why(predictor, tmp_path, capsys
         "nonsense",
         "[]",
         '{"history": []}',
+        '{"id": [1], "history": [], "item": {"title": "B"}}',
+        '{"history": [], "history": [], "item": {"title": "B"}}',
     ]
     (tmp_path / "asked.jsonl").write_text("\n".join(lines))
     found = predict_file(
         predictor, Requests(tmp_path / "asked.jsonl", predictor), tmp_path / "o.parquet", 4, quiet, quiet
     )
     table = pl.read_parquet(tmp_path / "o.parquet")
-    assert table["example_id"].to_list() == ["good", "u1:i2", "nobody:i2", "3", "4", "5", "6"]
-    assert table["parsed"].to_list() == [True, True] + [False] * 5
+    assert table["example_id"].to_list() == ["good", "u1:i2", "nobody:i2", "3", "4", "5", "6", "7", "8"]
+    assert table["parsed"].to_list() == [True, True] + [False] * 7
     said = table["fault"].to_list()
-    for fault, part in zip(
-        said[2:], ["no user", "not on the scale", "no JSON", "no JSON object", "give either"], strict=True
-    ):
+    told = ["no user", "not on the scale", "no JSON", "no JSON object", "give either", "id: must be", "stands twice"]
+    for fault, part in zip(said[2:], told, strict=True):
         assert part in fault
-    assert (found["rows"], found["failed"], found["malformed"], found["first"]) == (7, 5, 0, said[2])
+    assert (found["rows"], found["failed"], found["malformed"], found["first"]) == (9, 7, 0, said[2])
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
@@ -131,6 +132,8 @@ def test_pairs_of_ids(predictor, guided_dir, table, tmp_path, kind, capsys):
         ("a.csv", "user_id,item\n1,2\n", True, "no column 'item_id'"),
         ("a.csv", "user_id,item_id\n1,2\n", False, "name it: --data"),
         ("a.csv", "", True, "no column"),
+        ("a.csv", "user_id,item_id,user_id\n1,2,3\n", True, "two columns 'user_id'"),
+        ("a.csv", 'user_id,item_id\n"1,2\n3,4\n', True, "is no CSV"),
         ("a.jsonl", "", True, "holds no rows"),
         ("a.jsonl", b"\xff\xfe{", True, "is not UTF-8"),
         ("a.parquet", "PAR1", True, "cannot be read"),
@@ -165,6 +168,8 @@ def test_the_parts_are_the_whole(predictor, data, guided_dir, table, tmp_path, c
 
 
 def test_mistakes_of_the_command_are_told(guided_dir, table, tmp_path, capsys):
+    (folder := tmp_path / "folder.csv").mkdir()
+    (hopeless := tmp_path / "hopeless.jsonl").write_text('{"title": "A", "rating": 5}\n')
     for command, says in (
         (["predict", str(guided_dir), str(table), "-o", str(tmp_path / "o.txt")], "must end on .parquet or .csv"),
         (["predict", str(guided_dir), str(tmp_path), "-o", str(tmp_path / "o.csv")], "no prepared data set"),
@@ -172,7 +177,10 @@ def test_mistakes_of_the_command_are_told(guided_dir, table, tmp_path, capsys):
         (["predict", str(guided_dir), str(table), "--data", str(table), "-o", "o.csv"], "goes with a file"),
         (["recommend", str(guided_dir), "--data", str(table)], "give either --user"),
         (["recommend", str(guided_dir), "--data", str(table), "--user", "nobody"], "no user 'nobody'"),
-        (["recommend", str(guided_dir), "--user", "u1"], "there is no data set here"),
+        (["recommend", str(guided_dir), "--user", "u1"], "name it: --data"),
+        (["predict", str(guided_dir), "missing.csv", "--split", "train", "-o", "o.csv"], "is for a data set"),
+        (["predict", str(guided_dir), str(table), "-o", str(folder)], "is a folder"),
+        (["predict", str(guided_dir), str(hopeless), "-o", str(tmp_path / "o.csv")], "not one row could be asked"),
     ):
         assert main.run(command) == 2
         assert says in capsys.readouterr().err
@@ -214,8 +222,40 @@ def test_a_full_disk_is_told(predictor, data, tmp_path, monkeypatch):
 
 
 def test_half_a_surrogate_pair_in_an_id_costs_no_other_row(predictor, tmp_path):
-    good = '{"history": [], "item": {"title": "A"}, "id": "\\ud800"}\n'
-    (tmp_path / "asked.jsonl").write_text(good + '{"user_id": "\\ud800", "item_id": "i1"}\n')
+    lines = ['{"history": [], "item": {"title": "A"}, "id": "\\ud800"}', '{"user_id": "\\ud800", "item_id": "i1"}']
+    (tmp_path / "asked.jsonl").write_text("\n".join([*lines, '{"user_id": "u1", "item_id": "i1"}']))
     rows = Requests(tmp_path / "asked.jsonl", predictor)
     predict_file(predictor, rows, tmp_path / "o.parquet", 4, quiet, quiet)
-    assert pl.read_parquet(tmp_path / "o.parquet")["parsed"].to_list() == [True, False]
+    table = pl.read_parquet(tmp_path / "o.parquet")
+    assert table["parsed"].to_list() == [False, False, True]
+    assert table["fault"].to_list() == ["holds half of a surrogate pair"] * 2 + [None]
+
+
+def test_a_damaged_portion_is_predicted_again(predictor, data, tmp_path):
+    out = tmp_path / "out.parquet"
+
+    def stop(report):
+        if report["predicted"] > 20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict_file(predictor, Examples(data, "test"), out, 4, quiet, stop)
+    first, *_ = sorted((tmp_path / ".out.parquet.parts").glob("0*.parquet"))
+    first.write_bytes(first.read_bytes()[:100])
+    predict_file(predictor, Examples(data, "test"), out, 4, quiet, quiet)
+    predict_file(predictor, Examples(data, "test"), tmp_path / "whole.parquet", 4, quiet, quiet)
+    assert pl.read_parquet(out).equals(pl.read_parquet(tmp_path / "whole.parquet"))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".CSV", ".parquet"])
+def test_a_finished_table_is_left_alone(predictor, data, tmp_path, suffix):
+    """Also where a kill came before what lay beside it was removed."""
+    out, said = tmp_path / f"out{suffix}", []
+    first = predict_file(predictor, Examples(data, "test"), out, 4, quiet, quiet)
+    (tmp_path / f".out{suffix}.parts").mkdir()
+    before = out.read_bytes()
+    again = predict_file(predictor, Examples(data, "test"), out, 4, said.append, quiet)
+    assert again == first and "is there already" in said[0] and out.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+    with pytest.raises(UserError, match="not of this model and these rows"):
+        predict_file(predictor, Examples(data, "train"), out, 4, quiet, quiet)

@@ -12,7 +12,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from browser import chromium
-from reczero.serving.app import HEADERS, PAGE
+from reczero.serving.app import PAGE
+from reczero.serving.guard import HEADERS
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 QUOTES = "It's \"so\" 'good'; $HOME `id` \\ !! \u009b %s"

@@ -51,6 +51,12 @@ def test_candidates_share_the_prompt_and_get_what_they_get_alone(predictor):
         assert one.prediction.expected == pytest.approx(alone[one.id].expected, abs=1e-4)
 
 
+def test_wrong_kinds_are_told(predictor):
+    for wrong in ({"history": 5, "candidates": ITEMS}, {"history": [], "candidates": 5}):
+        with pytest.raises(BadRequest):
+            predictor.recommend(**wrong)
+
+
 def test_one_candidate(predictor):
     (found,) = predictor.recommend(HISTORY, ITEMS[:1])
     assert found.prediction.rating == predictor.predict(history=HISTORY, item=ITEMS[0]).rating

@@ -90,6 +90,17 @@ def test_mistakes_say_where(request_, says):
         asked(**request_)
 
 
+@pytest.mark.parametrize("wrong", [None, 5, [1], "text"])
+def test_what_is_no_request_at_all(wrong):
+    with pytest.raises(BadRequest, match="a request is a dict"):
+        read(PredictRequest, wrong)
+
+
+def test_tuples_stand_for_lists():
+    made = asked(history=({"title": "A", "rating": 5, "categories": ("x",)},), item={"title": "B"})
+    assert made.user_history[0].item.categories == ("x",)
+
+
 def test_many_mistakes_are_told_in_one_line():
     with pytest.raises(BadRequest, match="and 7 more"):
         asked(history=[{}] * 5, item={"title": "a"})

@@ -97,6 +97,7 @@ def compare(
         raise UserError(f"{other}: not the folder of a finished run; give one data set, or runs only")
 
     from reczero.cli.progress import Progress
+    from reczero.data import open_data
     from reczero.evaluation.asking import Plan
     from reczero.evaluation.baselines import NAMES, is_average
     from reczero.evaluation.compare import print_comparison
@@ -107,7 +108,7 @@ def compare(
     wanted = baseline or (["averages"] if model else ["all"])
     groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}
     names = tuple(dict.fromkeys(name for given in wanted for name in groups.get(given, (given,))))
-    data = prepared(what[0])
+    data = open_data(what[0])
     folder = out or Path("runs") / f"compare-{Path(what[0]).name}"
     given = {name: _table(Path(file)) for name, file in map(_named_file, predictions or [])}
     chosen = dict(map(_named_model, model or []))
@@ -151,18 +152,6 @@ def _runs(runs: list[Path], rounds: int, seed: int) -> None:
 
     table = compare_run(*runs, rounds=rounds, seed=seed)
     print_comparison(table, compare_stages(*runs), len(runs))
-
-
-def prepared(name: str) -> "Dataset":
-    """A prepared folder, or a data set by its name, prepared once in the cache."""
-    from reczero.data import PUBLISHED, SOURCES, Dataset, Origin, PrepareSettings, prepare_cached
-    from reczero.errors import unknown
-
-    if Path(name).exists() or "/" in name:
-        return Dataset.open(Path(name))
-    if name not in {**PUBLISHED, **SOURCES}:
-        raise unknown("prepared folder, run or data set", name, PUBLISHED)
-    return prepare_cached(Origin(dataset=name), PrepareSettings())
 
 
 def _named_file(text: str) -> tuple[str, str]:

@@ -23,8 +23,9 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The table to write, .parquet or .csv.", show_default=False)],
     split: Annotated[
-        Literal["train", "validation", "test", "all"], typer.Option(help="DATA: which of its examples.")
-    ] = "test",
+        Literal["train", "validation", "test", "all"] | None,
+        typer.Option(help="DATA: which of its examples.", show_default="test"),
+    ] = None,
     data: Data = None,
     part: Annotated[
         str, typer.Option(help="Only this share of the rows, such as 3/16: so that 16 workers can take one each.")
@@ -41,14 +42,16 @@ def predict(
 
     Example: reczero predict runs/demo pairs.csv --data ml-100k -o predictions.csv
     """
-    from reczero.cli.compare import prepared
     from reczero.cli.progress import Progress
-    from reczero.data import PUBLISHED
+    from reczero.data import PUBLISHED, open_data
     from reczero.machine import keep_freed_memory
 
     is_data = (Path(what) / "dataset.json").is_file() or (what in PUBLISHED and not Path(what).exists())
     if is_data and data is not None:
         raise UserError("--data: DATA is a data set already; --data goes with a file of requests")
+
+    if split is not None and not is_data:
+        raise UserError("--split: is for a data set; a file of requests is predicted whole")
 
     keep_freed_memory()
     predictor = open_predictor(model, what if is_data else data, endpoint, endpoint_model)
@@ -58,13 +61,13 @@ def predict(
     share = Part.read(part)
     with Progress() as progress:
         try:
-            rows: Rows = (
-                Requests(Path(what), predictor, share)
-                if not is_data
-                else Examples(prepared(what), None if split == "all" else split, share)
-            )
+            rows: Rows
+            if is_data:
+                rows = Examples(open_data(what), None if split == "all" else split or "test", share)
+            else:
+                rows = Requests(Path(what), predictor, share)
             if not rows.count:
-                whose = f"split {split}" if part == "1/1" else f"part {part}"
+                whose = f"split {split or 'test'}" if part == "1/1" else f"part {part}"
                 raise UserError(f"{what}: has no rows of {whose}")
             found = predict_file(predictor, rows, out, batch_size, progress.say, progress.report)
         except KeyboardInterrupt:
@@ -73,3 +76,5 @@ def predict(
     typer.echo(f"{out}: {found['rows']:,} rows, {found['malformed']:,} malformed answers", nl=not found["failed"])
     if found["failed"]:
         typer.echo(f", {found['failed']:,} rows that could not be asked (the first: {found['first']})")
+    if found["failed"] == found["rows"]:
+        raise UserError(f"{what}: not one row could be asked; {out} says why of each")

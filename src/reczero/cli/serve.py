@@ -88,6 +88,8 @@ def recommend(
     """
     if (user is None) == (history is None):
         raise UserError("give either --user with --data, or --history FILE")
+    if user is not None and data is None:
+        raise UserError("--user: is of a data set; name it: --data")
     asked: dict[str, object] = {"user_id": user} if user is not None else {"history": _lines(history)}
     if candidates is not None:
         asked |= _candidates(candidates)
@@ -134,10 +136,10 @@ def recommend(
 
 def open_predictor(model: str, data: str | None, endpoint: str | None, endpoint_model: str | None) -> "Predictor":
     """The model that a command names, here or at an endpoint."""
-    from reczero.cli.compare import prepared
+    from reczero.data import open_data
     from reczero.serving import Predictor
 
-    opened = prepared(data) if data is not None else None
+    opened = open_data(data) if data is not None else None
     if endpoint is not None:
         return Predictor.from_endpoint(endpoint, model, endpoint_model, opened)
     if endpoint_model is not None:

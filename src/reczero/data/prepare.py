@@ -12,7 +12,7 @@ from typing import Any
 import polars as pl
 
 from reczero import __version__
-from reczero.errors import UserError
+from reczero.errors import UserError, unknown
 from reczero.files import atomic_dir, cache_dir, sha256, write_json
 from reczero.reasoning import Scale
 
@@ -21,7 +21,7 @@ from .dataset import FILES, FORMAT, QUARANTINE, Dataset
 from .origin import About, Origin, locate
 from .raw import Quarantine, RawFile, Report, silent
 from .settings import PrepareSettings, when
-from .sources import SOURCES, Raw
+from .sources import PUBLISHED, SOURCES, Raw
 from .splits import SPLITS, choose_targets, split_rows
 from .staging import Staging
 from .store import check_agreement, in_order, read_interactions, stage_items, write_interactions, write_items
@@ -59,6 +59,16 @@ def prepare_cached(origin: Origin, settings: PrepareSettings, report: Report = s
     mark = hashlib.sha256(f"{origin} {settings.model_dump_json()}".encode()).hexdigest()[:8]
     name = origin.source or Path(origin.dataset or "table").name
     return prepare_source(origin, cache_dir() / "prepared" / f"{name}-{mark}", settings, report)
+
+
+def open_data(name: Path | str) -> Dataset:
+    """A prepared folder, or a data set by its name (`reczero data list`), prepared once in the cache. Raises
+    UserError."""
+    if isinstance(name, Path) or Path(name).exists() or "/" in name:
+        return Dataset.open(name)
+    if name not in {**PUBLISHED, **SOURCES}:
+        raise unknown("prepared folder, run or data set", name, PUBLISHED)
+    return prepare_cached(Origin(dataset=name), PrepareSettings())
 
 
 def prepare(

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from reczero.errors import UserError
+from reczero.files import separator_of
 
 _ASKS = "it takes a CSV, JSON lines or Parquet with the columns example_id and prediction"
 
@@ -24,7 +25,7 @@ def read_predictions_file(path: Path) -> pl.DataFrame:
         if kind == ".csv":
             with path.open(encoding="utf-8-sig") as file:
                 header = file.readline()
-            table = pl.read_csv(path, infer_schema=False, separator=max(",;\t", key=header.count))
+            table = pl.read_csv(path, infer_schema=False, separator=separator_of(header))
         elif kind in (".jsonl", ".ndjson", ".json"):
             table = _from_json(path)
         elif kind in (".parquet", ".pq"):

@@ -3,25 +3,29 @@
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import polars as pl
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reczero import __version__
 from reczero.data import Dataset, Split
 from reczero.errors import BadRequest, UserError
-from reczero.files import atomic_file, held, read_json, sha256, write_error, write_json
+from reczero.files import atomic_file, held, read_json, separator_of, sha256, write_error, write_json
 from reczero.reasoning import Context
 from reczero.rollout.policy import PREDICTIONS
 
 from .answering import Prediction
 from .predictor import Predictor
 from .requests import PredictRequest, read
+from .strict import strict_json
 
 PORTION = 256  # rows between two writes
 GROUP = 40  # portions in a row group of the result
@@ -139,25 +143,22 @@ class Requests:
         return found
 
     def _lines(self) -> Iterator[tuple[str, Any]]:
-        with self._opened() as file:
+        with self._text() as file:
             for number, line in enumerate(line for line in file if not line.isspace()):
                 try:
-                    request = json.loads(line)
+                    request = strict_json(line.encode())
+                except UnicodeEncodeError:
+                    yield str(number), BadRequest("holds half of a surrogate pair")
                 except (ValueError, RecursionError) as error:
                     yield str(number), BadRequest(f"is no JSON ({error})")
-                    continue
-                if not isinstance(request, dict):
-                    yield str(number), BadRequest("is no JSON object")
-                    continue
-                name = request.pop("id", None)
-                if name is None and "user_id" in request and "item_id" in request:
-                    name = f"{request['user_id']}:{request['item_id']}"
-                text = str(number if name is None else name)
-                yield text.encode("utf-8", "replace").decode(), request  # half a surrogate pair fits no table
+                else:
+                    yield _named(number, request)
 
     def _csv(self) -> Iterator[tuple[str, Any]]:
-        with self._opened() as file:
-            table = csv.DictReader(file)
+        with self._text() as file:
+            separator = separator_of(file.readline())
+            file.seek(0)
+            table = csv.DictReader(file, delimiter=separator, skipinitialspace=True, strict=True)
             self._check_columns(table.fieldnames or [])
             for row in table:
                 yield _pair(row["user_id"], row["item_id"])
@@ -166,18 +167,46 @@ class Requests:
         try:
             with pq.ParquetFile(self.path) as file:
                 self._check_columns(file.schema_arrow.names)
+                for name in ("user_id", "item_id"):
+                    kind = file.schema_arrow.field(name).type
+                    if not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                        raise UserError(f"{self.path}: column {name!r} holds {kind}, and ids are text or whole numbers")
                 for batch in file.iter_batches(PORTION, columns=["user_id", "item_id"]):
                     for row in batch.to_pylist():
                         yield _pair(row["user_id"], row["item_id"])
         except (OSError, ValueError) as error:
             raise UserError(f"{self.path}: cannot be read ({str(error).splitlines()[0]})") from error
 
-    def _check_columns(self, names: Any) -> None:
-        if missing := [name for name in ("user_id", "item_id") if name not in names]:
-            raise UserError(f"{self.path}: no column {missing[0]!r}; there are {', '.join(names) or 'none'}")
+    def _check_columns(self, names: Sequence[str]) -> None:
+        for name in ("user_id", "item_id"):
+            if list(names).count(name) != 1:
+                found, what = ", ".join(map(repr, names)) or "none", "two columns" if name in names else "no column"
+                raise UserError(f"{self.path}: {what} {name!r}; there are {found}")
 
-    def _opened(self):
-        return _Text(self.path)
+    @contextmanager
+    def _text(self) -> Iterator[TextIO]:
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                yield file
+        except UnicodeDecodeError as error:
+            raise UserError(f"{self.path}: is not UTF-8 text; save it as UTF-8") from error
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
+        except csv.Error as error:
+            raise UserError(f"{self.path}: is no CSV ({error})") from error
+
+
+def _named(number: int, request: Any) -> tuple[str, Any]:
+    """A line's id (its own, else of its user and item, else its number from 0), and what it asks."""
+    if not isinstance(request, dict):
+        return str(number), BadRequest("is no JSON object")
+    name = request.pop("id", None)
+    if not isinstance(name, str | int | None) or isinstance(name, bool):
+        return str(number), BadRequest("id: must be text or a whole number")
+    user, item = request.get("user_id"), request.get("item_id")
+    if name is None and isinstance(user, str) and isinstance(item, str):
+        name = f"{user}:{item}"
+    return str(number if name is None else name), request
 
 
 def _pair(user: Any, item: Any) -> tuple[str, Any]:
@@ -186,45 +215,24 @@ def _pair(user: Any, item: Any) -> tuple[str, Any]:
     return f"{user}:{item}", {"user_id": str(user), "item_id": str(item)}
 
 
-class _Text:
-    """A text file, with what is no UTF-8 told in one line."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        try:
-            self._file = self.path.open(encoding="utf-8-sig", newline="")
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
-        return self._file
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        self._file.close()
-        if isinstance(error, UnicodeDecodeError):
-            raise UserError(f"{self.path}: is not UTF-8 text; save it as UTF-8") from error
-        if isinstance(error, csv.Error):
-            raise UserError(f"{self.path}: is no CSV ({error})") from error
-
-
 def predict_file(
     predictor: Predictor, rows: Rows, out: Path, batch_size: int, say: Say, report: Callable[[dict[str, Any]], None]
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Predictions of all rows (columns `SCHEMA`) to `out`, a .parquet or .csv, whole or not at all.
 
     What is done lies beside it until then, so that the same call after a kill goes on. Returns how many rows there are,
     and how many could not be asked or were malformed. Raises UserError.
     """
-    if out.suffix not in (".parquet", ".csv"):
-        raise UserError(f"-o {out}: the name must end on .parquet or .csv")
+    check_out(out)
     text = json.dumps([__version__, predictor.answering.key, repr(predictor.answering.template), rows.key])
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
-    if out.exists():
-        if out.suffix == ".parquet" and _key_of(out) == key:
-            say(f"{out}: is there already, of the same model and rows")
-            return _counts(pl.scan_parquet(out))
-        raise UserError(f"-o {out}: exists and is of another model or other rows; remove it or choose another name")
     parts = out.with_name(f".{out.name}.parts")
+    if out.exists():
+        if _key_of(out) != key:
+            raise UserError(f"-o {out}: exists, and not of this model and these rows; remove it or choose another name")
+        say(f"{out}: is there already, of the same model and rows")
+        shutil.rmtree(parts, ignore_errors=True)  # a kill may have come before they were removed
+        return _counts(out)
     try:
         parts.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -234,7 +242,7 @@ def predict_file(
         if about.exists() and read_json(about) != {"key": key}:
             raise UserError(f"{parts}: was begun with another model or other rows; remove it or choose another -o")
         write_json(about, {"key": key})
-        done = {int(path.stem) for path in parts.glob("[0-9]*.parquet")}
+        done = _done(parts)
         answered = min(rows.count, len(done) * PORTION)
         if done:
             say(f"goes on: about {answered:,} of {rows.count:,} rows are done")
@@ -251,10 +259,28 @@ def predict_file(
                 table.write_parquet(path)
             answered = before + len(part)
         _join(parts, out, key)
-    for path in parts.iterdir():
-        path.unlink()
-    parts.rmdir()
-    return _counts(pl.scan_parquet(out) if out.suffix == ".parquet" else pl.scan_csv(out))
+    shutil.rmtree(parts)
+    return _counts(out)
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError for a name that no table can have."""
+    if out.suffix.lower() not in (".parquet", ".csv"):
+        raise UserError(f"-o {out}: the name must end on .parquet or .csv")
+    if out.is_dir():
+        raise UserError(f"-o {out}: is a folder; choose another name")
+
+
+def _done(parts: Path) -> set[int]:
+    """The portions that are whole; a damaged one is removed, and predicted again."""
+    done = set()
+    for path in parts.glob("[0-9]*.parquet"):
+        try:
+            pl.read_parquet(path, columns=["example_id"])
+            done.add(int(path.stem))
+        except (pl.exceptions.PolarsError, OSError):
+            path.unlink()
+    return done
 
 
 def _table(
@@ -289,9 +315,9 @@ def _table(
 def _join(parts: Path, out: Path, key: str) -> None:
     paths = sorted(parts.glob("[0-9]*.parquet"))
     with atomic_file(out) as path:
-        if out.suffix == ".csv":
+        if out.suffix.lower() == ".csv":
             flat = pl.scan_parquet(paths).drop("distribution").unnest("reasoning")
-            flat.sink_csv(path)
+            flat.with_columns(key=pl.lit(key)).sink_csv(path)
             return
         schema = pq.read_schema(paths[0])
         schema = schema.with_metadata({**(schema.metadata or {}), KEY: key.encode()})
@@ -301,17 +327,21 @@ def _join(parts: Path, out: Path, key: str) -> None:
                 writer.write_table(whole.to_arrow().cast(schema))
 
 
-def _key_of(path: Path) -> str | None:
+def _key_of(out: Path) -> str | None:
+    """What a finished table was made of: in the Parquet's metadata, in a column of the CSV."""
     try:
-        return (pq.read_schema(path).metadata or {}).get(KEY, b"").decode()
-    except (OSError, ValueError):
+        if out.suffix.lower() == ".csv":
+            return pl.read_csv(out, columns=["key"], n_rows=1, infer_schema=False).item()
+        return (pq.read_schema(out).metadata or {}).get(KEY, b"").decode()
+    except (OSError, ValueError, pl.exceptions.PolarsError):
         return None
 
 
-def _counts(table: pl.LazyFrame) -> dict[str, int]:
-    asked = pl.col("text").is_not_null()
+def _counts(out: Path) -> dict[str, Any]:
+    table = pl.scan_csv(out, infer_schema=False) if out.suffix.lower() == ".csv" else pl.scan_parquet(out)
+    asked, parsed = pl.col("text").is_not_null(), pl.col("parsed").cast(pl.String) == "true"
     counts = table.select(
-        rows=pl.len(), failed=(~asked).sum(), malformed=(asked & ~pl.col("parsed")).sum(),
+        rows=pl.len(), failed=(~asked).sum(), malformed=(asked & ~parsed).sum(),
         first=pl.col("fault").filter(~asked).first(),
     )  # fmt: skip
     return counts.collect().row(0, named=True)

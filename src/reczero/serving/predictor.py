@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import torch
 
-from reczero.data import Dataset, Known
+from reczero.data import Dataset, Known, open_data
 from reczero.errors import BadRequest
 from reczero.reasoning import Context, Scale, Template
 from reczero.rollout.language_model import key_of
@@ -45,7 +45,8 @@ class Predictor:
     def from_pretrained(
         cls, name: str | Path, data: Dataset | Path | str | None = None, device: torch.device | None = None
     ) -> Self:
-        """name: a run, a model folder, a hub name or a packaged model. data: a prepared data set, opened or its folder.
+        """name: a run, a model folder, a hub name or a packaged model. data: a prepared data set: opened, its folder,
+        or a name such as ml-100k.
 
         The ratings' scale is the data set's, else the one the model was trained for, else 1 to 5. Raises UserError.
         """
@@ -101,10 +102,7 @@ class Predictor:
         As in `RecommendRequest`: `user_id` may stand for the history, `candidate_ids` for the candidates. The user's
         part of the prompt is computed once for all. Raises UserError.
         """
-        given = {"history": None if history is None else list(history), "k": k} | asked
-        if candidates is not None:
-            given["candidates"] = list(candidates)
-        request = read(RecommendRequest, given)
+        request = read(RecommendRequest, {"history": history, "candidates": candidates, "k": k} | asked)
         named, contexts = self.candidates(request)
         predictions = self.answering.answer(contexts, together=True, progress=progress)
         return ranked(named, predictions, request.k)
@@ -164,4 +162,4 @@ def _with_user(made: Context, user: Context) -> Context:
 
 
 def _opened(data: Dataset | Path | str | None) -> Dataset | None:
-    return Dataset.open(data) if isinstance(data, str | Path) else data
+    return open_data(data) if isinstance(data, str | Path) else data

@@ -117,11 +117,19 @@ Request = TypeVar("Request", bound=_OfUser)
 
 
 def read(kind: type[Request], asked: Mapping[str, Any]) -> Request:
-    """A request of plain data. Raises BadRequest that says which part is wrong."""
+    """A request of plain data (tuples stand for lists). Raises BadRequest that says which part is wrong."""
+    if not isinstance(asked, Mapping):
+        raise BadRequest(f"a request is a dict, not a {type(asked).__name__}")
     try:
-        return kind.model_validate(dict(asked))
+        return kind.model_validate(_lists(asked))
     except ValidationError as error:
         raise BadRequest(told(error.errors(include_url=False, include_context=False, include_input=False))) from error
+
+
+def _lists(found: Any) -> Any:
+    if isinstance(found, Mapping):
+        return {key: _lists(value) for key, value in found.items()}
+    return [_lists(value) for value in found] if isinstance(found, list | tuple) else found
 
 
 def told(errors: Any) -> str:
