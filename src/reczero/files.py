@@ -157,6 +157,14 @@ def _swap(new: Path, path: Path) -> None:
     shutil.rmtree(old)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """The file under another name: the same bytes on the disk where that can be."""
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or none that has links
+        shutil.copy2(source, target)
+
+
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """While inside, no other process may hold the folder; it must exist. Raises UserError where one does.

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from reczero.recipes import load_recipe
+from reczero.recipes.rows import prepared, select
 from reczero.rollout.decoder import decode
-from reczero.training.session import load, prepared, select
+from reczero.training.session import load
 
 TOKENS, BATCH = 16, 40
 TIE = 1e-4  # logits that are nearer may come in either order: their last bits depend on the shapes of the products

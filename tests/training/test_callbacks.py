@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from reczero.training.callbacks import Journal, Pace, Watch, rank
+from reczero.evaluation.choice import rank
+from reczero.training.callbacks import Journal, Pace, Watch
 from reczero.training.processes import Processes
 
 

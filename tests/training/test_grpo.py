@@ -11,13 +11,13 @@ from reczero.errors import UserError
 from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template
 from reczero.recipes import Recipe
+from reczero.recipes.rows import Part, epochs_order, stratified_order
 from reczero.rollout import Policy
 from reczero.rollout.head import widen
 from reczero.training.callbacks import Journal
 from reczero.training.grpo import group_advantages
-from reczero.training.reczero import build_trainer, epochs_order, stratified_order
+from reczero.training.reczero import build_trainer
 from reczero.training.run import Run
-from reczero.training.session import Part
 
 
 def recipe(guided=True, steps=4, **training):

@@ -16,10 +16,10 @@ from reczero.errors import UserError
 from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template, TemplateSettings, parse
 from reczero.recipes import Recipe, load_recipe
+from reczero.recipes.rows import prepared
 from reczero.rollout import Policy
-from reczero.training.session import prepared
+from reczero.teachers.traces import contexts_of, teach_rows
 from reczero.training.sft import build_sft_trainer, epochs_order, tokens_of
-from reczero.training.teaching import contexts_of, teach_rows
 
 
 @pytest.fixture

@@ -16,11 +16,12 @@ import torch
 from reczero.models import load_policy
 from reczero.reasoning import Context, HistoryEntry, Item, Scale, Template
 from reczero.recipes import Recipe
+from reczero.recipes.rows import Part
 from reczero.rollout import Policy
 from reczero.rollout.decoder import Completion
 from reczero.rollout.frozen import States
 from reczero.training.reczero import build_trainer
-from reczero.training.session import Part, freeze_below
+from reczero.training.session import freeze_below
 from reczero.training.sft import build_sft_trainer
 
 GROUP, GROUPS, STEPS = 4, 4, 2

@@ -41,7 +41,8 @@ def compare(
     predictions: Annotated[
         list[str] | None,
         typer.Option(
-            help="DATA: NAME=FILE, a CSV, JSON lines or Parquet with example_id and prediction. Repeatable.",
+            help="DATA: NAME=FILE, a CSV, JSON lines or Parquet with example_id and prediction; or NAME=DIR, answers "
+            "that verl left in a folder of `reczero launch`. Repeatable.",
             show_default=False,
         ),
     ] = None,

@@ -29,9 +29,10 @@ def teach(
     folder = out or Path("traces") / Path(recipe).stem
 
     from reczero.cli.progress import Progress
+    from reczero.recipes.rows import prepared
+    from reczero.teachers.traces import teach_rows, write_traces
     from reczero.training.processes import Processes
-    from reczero.training.session import load, prepared
-    from reczero.training.teaching import teach_rows, write_traces
+    from reczero.training.session import load
 
     with Progress() as progress:
         data = prepared(loaded)
@@ -64,7 +65,7 @@ def traces(
 
     Example: reczero traces traces/recone --verdict wrong -n 5
     """
-    from reczero.training.teaching import read_traces
+    from reczero.teachers.traces import read_traces
 
     table = read_traces(folder)
     if example is not None:

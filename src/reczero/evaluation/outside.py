@@ -1,25 +1,34 @@
-"""Predictions that were made elsewhere: a file with `example_id` and `prediction`, in one of three formats."""
+"""Predictions that were made elsewhere: a file with `example_id` and `prediction`, in one of three formats; or the
+folder of answers that verl left beside the tables of `reczero launch`.
+"""
 
 import json
+import os
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from reczero.errors import UserError
-from reczero.files import separator_of
+from reczero.files import read_json, separator_of
+from reczero.reasoning import Scale, Template, parse
+from reczero.recipes import RolloutRecipe
 
 _ASKS = "it takes a CSV, JSON lines or Parquet with the columns example_id and prediction"
 
 
 def read_predictions_file(path: Path) -> pl.DataFrame:
     """example_id (str) and prediction (float, null where a row has no number), and `tokens`, `seconds` if it tells
-    them.
+    them. A folder is read as verl's `trainer.validation_data_dir`: its last step.
 
     Raises UserError. A prediction that is no number is one row's failure, and no reason to refuse the others.
     """
+    if path.is_dir():
+        return _from_verl(path)
     if not path.is_file():
-        raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; {_ASKS}")
+        raise UserError(f"{path}: no such file; {_ASKS}")
     kind = path.suffix.lower()
     try:
         if kind == ".csv":
@@ -68,3 +77,61 @@ def _from_json(path: Path) -> pl.DataFrame:
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: row {len(rows) + 1} is not JSON ({error}); {_ASKS}") from error
     return pl.DataFrame(rows, infer_schema_length=None, strict=False)
+
+
+def _from_verl(folder: Path) -> pl.DataFrame:
+    """example_id and prediction of the answers in `STEP.jsonl` of the last step.
+
+    verl writes the prompt as text and the answer, no ids: the launch folder's table of the same name (`test.parquet`
+    beside `test/`) tells whose prompt it is, and its `reczero.json` how an answer is read.
+    """
+    steps = {int(path.stem): path for path in folder.glob("*.jsonl") if path.stem.isdigit()}
+    if not steps:
+        raise UserError(f"{folder}: holds no STEP.jsonl, as verl's trainer.validation_data_dir does; {_ASKS}")
+    table, about = folder.parent / f"{folder.name}.parquet", folder.parent / "reczero.json"
+    if not table.is_file() or not about.is_file():
+        raise UserError(
+            f"{folder}: {table.name} or reczero.json does not lie beside it; leave it in the folder that "
+            "`reczero launch` wrote"
+        )
+    try:
+        rows = pl.read_parquet(table, columns=["prompt", "reward_model", "extra_info"])
+        made = read_json(about)
+        template = Template(RolloutRecipe.model_validate(made["rollout"]).template, Scale(**made["scale"]))
+    except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{folder.parent}: is not as `reczero launch` writes it ({reason})") from error
+    unanswered: dict[str, list[tuple[str, str]]] = defaultdict(list)  # prompt -> (rating, example) of each
+    for messages, truth, ids in rows.iter_rows():
+        unanswered[_bare(messages[-1]["content"])].append((truth["ground_truth"], ids["example_id"]))
+    begin = os.path.commonprefix(list(unanswered))
+    end = os.path.commonprefix([prompt[::-1] for prompt in unanswered])[::-1]
+    path = steps[max(steps)]
+    found, strange = [], 0
+    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            prompt, answer, truth = _bare(entry["input"]), str(entry["output"]), str(entry["gts"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: is not as verl writes its answers ({error!r})") from error
+        candidates = unanswered.get(prompt[prompt.find(begin) : prompt.rfind(end) + len(end)])
+        if not candidates:
+            strange += 1
+            continue
+        # Equal prompts are told apart by their ratings; those with the same one stand for each other.
+        one = next((one for one in candidates if one[0] == truth), candidates[0])
+        candidates.remove(one)
+        found.append((one[1], parse(answer, template).rating))
+    if strange:
+        raise UserError(
+            f"{path}: {strange:,} of {strange + len(found):,} answers are to prompts that {table} does not hold, or "
+            "second answers to one: of another launch, or with val_kwargs.n above 1?"
+        )
+    return pl.DataFrame(found, schema={"example_id": pl.String, "prediction": pl.Float64}, orient="row")
+
+
+def _bare(text: str) -> str:
+    """Without white space, which a tokenizer may not give back as it was."""
+    return re.sub(r"\s+", "", text)

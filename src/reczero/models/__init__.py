@@ -1,6 +1,6 @@
 """Policies: from a hub, a local folder, or the small packaged model. No torch is imported before one is loaded."""
 
 from reczero.models.packaged import PACKAGED, quiet, resolve_model
-from reczero.models.policy import export_model, load_policy, load_tokenizer
+from reczero.models.policy import export_model, load_policy, load_tokenizer, weights_mark
 
-__all__ = ["PACKAGED", "export_model", "load_policy", "load_tokenizer", "quiet", "resolve_model"]
+__all__ = ["PACKAGED", "export_model", "load_policy", "load_tokenizer", "quiet", "resolve_model", "weights_mark"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reczero.errors import UserError
-from reczero.files import atomic_dir, read_json, write_error
+from reczero.files import atomic_dir, read_json, sha256, write_error
 from reczero.models.packaged import PACKAGED, quiet, resolve_model
 
 if TYPE_CHECKING:
@@ -81,6 +81,11 @@ def export_model(run_model_dir: Path, out: Path) -> Path:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     return out
+
+
+def weights_mark(model: str) -> Any:
+    """What tells a model from others: the hashes of a folder's weights, wherever it lies, or its name."""
+    return {path.name: sha256(path) for path in sorted(Path(model).glob("*.safetensors"))} or model
 
 
 def _base_of(folder: Path) -> str:

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import polars as pl
 from transformers import TrainerCallback
 
 from reczero.errors import UserError
+from reczero.evaluation.choice import rank
 from reczero.files import atomic_file, whole_lines
 
 from .processes import Processes
@@ -62,18 +63,6 @@ class Journal:
         kept = [line for line in self._all() if line.get("stage") != self.stage or line["step"] <= step]
         with atomic_file(self.path) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept), "utf-8")
-
-
-USABLE = 0.95  # share of well-formed answers from which on the error alone decides
-
-
-def rank(validation: Mapping[str, float]) -> tuple[float, float, float]:
-    """What makes one checkpoint better than another, lower first: what its form lacks to be usable, MAE, RMSE.
-
-    A malformed answer is scored by the median rating, which errs less than many an answer: by the error alone a policy
-    that fails often could be the best. Of few rows many checkpoints have the same MAE: then the lower RMSE is better.
-    """
-    return round(max(0.0, USABLE - validation["parse_rate"]), 6), validation["mae"], validation["rmse"]
 
 
 @dataclass(frozen=True)

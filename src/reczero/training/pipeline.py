@@ -7,20 +7,21 @@ from pathlib import Path
 import polars as pl
 
 from reczero.errors import UserError
+from reczero.evaluation.choice import rank
 from reczero.evaluation.compare import finish_comparison
 from reczero.evaluation.report import write_report
 from reczero.files import atomic_file, held, read_json
 from reczero.machine import keep_freed_memory
 from reczero.recipes import Recipe, TeacherRecipe
+from reczero.recipes.rows import NothingToLearn, prepared, select, without_histories
 from reczero.rollout import Policy
+from reczero.teachers.traces import contexts_of, kept, read_traces, teach_rows, traces_key, write_traces
 
-from .callbacks import rank
 from .processes import Processes, started
 from .reczero import reinforce
 from .run import Run
-from .session import NothingToLearn, Report, Say, Session, prepared, select, without_histories
+from .session import Report, Say, Session
 from .sft import imitate
-from .teaching import contexts_of, kept, read_traces, teach_rows, traces_key, write_traces
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, reuse: Path | None = None) -> Run:

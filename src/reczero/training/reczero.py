@@ -1,10 +1,8 @@
 """The reinforcement stage: GRPO on the training rows, with the rule-based reward."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import torch
 from datasets import Dataset as Rows
@@ -12,12 +10,13 @@ from trl import GRPOConfig
 
 from reczero.reasoning import parse, score
 from reczero.recipes import Recipe
+from reczero.recipes.rows import Part, epochs_order
 from reczero.rollout import Policy
 
 from .callbacks import Pace, Samples
 from .grpo import SharedPrefixGRPOTrainer
 from .processes import Processes
-from .session import Part, Session, new_adapter
+from .session import Session, new_adapter
 
 
 def reinforce(session: Session, stage: str, start: Path | None) -> None:
@@ -33,34 +32,6 @@ def reinforce(session: Session, stage: str, start: Path | None) -> None:
     session.optimise(
         stage, key, policy, lambda: build_trainer(policy, session.parts["train"], recipe, run.path, stage), pace
     )
-
-
-def stratified_order(ratings: np.ndarray, strata: int, seed: int) -> np.ndarray:
-    """(n,) ratings -> the order of the rows in which every `strata` in a row hold one of each stratum.
-
-    The strata are equal parts of the rows sorted by rating, so the mean gradient is that of random batches, but a
-    batch of few prompts no longer leans high or low by chance (stratified sampling; not in the paper). The rows that
-    do not fill a batch come last.
-    """
-    draw = np.random.default_rng(seed)
-    shuffled = draw.permutation(len(ratings))
-    by_rating = shuffled[np.argsort(ratings[shuffled], kind="stable")]
-    whole = len(ratings) // strata * strata
-    left = draw.choice(len(ratings), len(ratings) - whole, replace=False)
-    batches = draw.permuted(np.delete(by_rating, left).reshape(strata, -1), axis=1).T
-    return np.concatenate([draw.permuted(batches, axis=1).ravel(), by_rating[left]])
-
-
-def epochs_order(ratings: np.ndarray, epochs: float, strata: int, seed: int) -> np.ndarray:
-    """(n,) ratings -> (n · epochs,) rows: every epoch in a new order, stratified if there is more than one stratum.
-
-    Fixed here, and not by a sampler, so that a resumed run goes on in the order that it began with. Rows that fill no
-    batch of strata are left out, but in the last epoch.
-    """
-    whole = len(ratings) // strata * strata
-    rounds = [stratified_order(ratings, strata, seed + 7919 * i) for i in range(math.ceil(epochs))]
-    rounds = [order[:whole] for order in rounds[:-1]] + rounds[-1:]
-    return np.concatenate(rounds)[: max(1, round(len(ratings) * epochs))]
 
 
 def build_trainer(

@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -19,13 +18,14 @@ from peft import LoraConfig, PeftModel
 from transformers import PreTrainedModel, Trainer
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from reczero.data import EXAMPLES, Dataset, Split, prepare_cached
+from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.evaluation import metrics
-from reczero.files import atomic_dir, atomic_file, read_json, sha256
-from reczero.models import load_policy, quiet
-from reczero.reasoning import Context, Scale, Template
+from reczero.files import atomic_dir, atomic_file, link_or_copy, read_json
+from reczero.models import load_policy, quiet, weights_mark
+from reczero.reasoning import Scale, Template
 from reczero.recipes import Recipe
+from reczero.recipes.rows import Part, without_histories
 from reczero.rollout import Policy
 
 from .callbacks import Journal, Pace, Samples, Watch
@@ -34,67 +34,6 @@ from .run import Run
 
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
-
-
-class NothingToLearn(UserError):
-    """No rows, or no traces, are left to learn from."""
-
-
-class Part(NamedTuple):
-    """Rows to train, validate or test on, with their contexts."""
-
-    examples: pl.DataFrame
-    contexts: list[Context]
-
-    def take(self, rows: Sequence[int]) -> "Part":
-        return Part(self.examples[list(rows)], [self.contexts[i] for i in rows])
-
-
-def prepared(recipe: Recipe) -> Dataset:
-    """The recipe's data set: a prepared folder as it is, or files, prepared once in the cache for these settings."""
-    name = recipe.data.dataset
-    if recipe.data.source is None and (Path(name) / "dataset.json").is_file():
-        return Dataset.open(Path(name))
-    return prepare_cached(recipe.data.origin, recipe.data.settings)
-
-
-def rows_of(
-    recipe: Recipe, data: Dataset, split: Split, count: int | None, without: pl.Series | None = None
-) -> pl.DataFrame:
-    """`count` rows of a split (None for all) with as much context as the recipe asks for, spread over its period.
-
-    without: example ids to leave out.
-    """
-    e = recipe.evaluation
-    enough = (pl.col("user_count") >= e.min_user_history) & (pl.col("item_count") >= e.min_item_history)
-    if without is not None:
-        enough &= ~pl.col("example_id").is_in(without.implode())
-    rows = data.examples(split, where=enough, limit=count)
-    if rows.is_empty():
-        if without is not None:
-            raise NothingToLearn(f"data set {data.name}: no {split} rows with enough context are left.")
-        raise UserError(f"data set {data.name}: no {split} rows with enough context; lower evaluation.min_*_history.")
-    return rows
-
-
-def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
-    """The rows of the three splits that the recipe asks for."""
-    e = recipe.evaluation
-    counts: dict[Split, int | None] = {
-        "train": recipe.data.train_examples,
-        "validation": e.validation_examples,
-        "test": e.test_examples,
-    }
-    rows = {split: rows_of(recipe, data, split, count) for split, count in counts.items()}
-    if (found := rows["train"].height) < (step := recipe.training.groups_per_step):
-        raise UserError(f"data.train_examples: {found} rows are fewer than training.groups_per_step, {step}.")
-    return {split: Part(part, data.contexts(part)) for split, part in rows.items()}
-
-
-def without_histories(data: Dataset, split: Split) -> pl.DataFrame:
-    """All rows of a split, cold starts too, as baselines are fitted on them."""
-    columns = [name for name in EXAMPLES if not name.endswith("_history")]
-    return data.examples(split, cold_start=None, columns=columns)
 
 
 def load(
@@ -112,11 +51,6 @@ def load(
     if learns and m.train_layers:
         freeze_below(loaded, m.train_layers)
     return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens)
-
-
-def weights_mark(model: str) -> Any:
-    """What tells a model from others: the hashes of a folder's weights, wherever it lies, or its name."""
-    return {path.name: sha256(path) for path in sorted(Path(model).glob("*.safetensors"))} or model
 
 
 def new_adapter(policy: Policy, recipe: Recipe) -> LoraConfig | None:
@@ -232,7 +166,7 @@ class Session:
         if self.processes.main:
             for kind in ("models", "traces"):
                 if (self.reuse / kind / stage).is_dir():
-                    copy = _link if kind == "models" else shutil.copy2  # traces are appended to
+                    copy = link_or_copy if kind == "models" else shutil.copy2  # traces are appended to
                     with atomic_dir(self.run.path / kind / stage) as folder:
                         shutil.copytree(self.reuse / kind / stage, folder, copy_function=copy, dirs_exist_ok=True)
             if (self.reuse / "validation" / f"{stage}.parquet").is_file():
@@ -311,13 +245,6 @@ class Session:
         """Makes the model of `stage` the run's: the same files under another name."""
         if self.processes.main:
             with atomic_dir(self.run.path / "model") as folder:
-                shutil.copytree(self.model_of(stage), folder, copy_function=_link, dirs_exist_ok=True)
+                shutil.copytree(self.model_of(stage), folder, copy_function=link_or_copy, dirs_exist_ok=True)
         best = self.run.info["stages"][stage]
         self.run.save(best_stage=stage, best_step=best["best_step"], best_validation=best["best_validation"])
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or none that has links
-        shutil.copy2(source, target)

@@ -12,14 +12,18 @@ import polars as pl
 from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.files import cache_dir, held, writing
+from reczero.models import weights_mark
 from reczero.reasoning import Template
 from reczero.recipes import Recipe, TeacherRecipe
+from reczero.recipes.rows import NothingToLearn, Part, rows_of, without_histories
 from reczero.rollout import Policy
 from reczero.rollout.shared_prefix import cannot_share
-from reczero.teachers import EndpointTeacher, PolicyTeacher, ProfileWriter, Teacher, teach
-from reczero.teachers.teach import TRACES
 
-from .session import NothingToLearn, Part, rows_of, weights_mark, without_histories
+from .base import Teacher
+from .endpoint import EndpointTeacher
+from .policy import PolicyTeacher
+from .profile import ProfileWriter
+from .teach import TRACES, teach
 
 BATCH = 32  # tasks that a policy answers together
 

@@ -1,0 +1,88 @@
+"""`reczero launch`: a recipe as a folder that runs on a distributed engine."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reczero.errors import UserError
+
+if TYPE_CHECKING:
+    from reczero.scaleout.launch import Launch
+
+app = typer.Typer(help="Take a recipe to a distributed engine.", no_args_is_help=True)
+
+
+@app.command("verl")
+def launch_verl(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe (`reczero-7b`).", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value of the recipe.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder to write; on several nodes, one that all see.", show_default="verl/RECIPE"),
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
+    tensor_parallel: Annotated[
+        int, typer.Option(min=1, help="GPUs over which vLLM splits one copy of the model; 2 or more for 32B and 72B.")
+    ] = 1,
+    verl: Annotated[
+        list[str] | None,
+        typer.Option(help="key=value in verl's own configuration of GRPO. Repeatable.", show_default=False),
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="Longest prompt, where the tokenizer can't be had here.", show_default="measured"),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it all, and write nothing.")] = False,
+    submit: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Hand it to a running Ray cluster, http://HEAD:8265.", show_default=False),
+    ] = None,
+) -> None:
+    """Write a folder with all that the recipe needs on verl 0.9.1: data, configuration, reward, scripts, README.
+
+    RecZero, RecOne and SFT; answers are free. Not exercised without a GPU.
+
+    Example: reczero launch verl reczero-7b data.dataset=data/music --out verl/music --gpus 8
+
+    Example: reczero launch verl quickstart --dry-run
+    """
+    from reczero.cli.progress import Progress
+    from reczero.recipes import load_recipe
+    from reczero.scaleout.launch import plan_launch, write_launch
+    from reczero.scaleout.launch import submit as hand_over
+    from reczero.scaleout.verl import Cluster
+
+    if dry_run and submit:
+        raise UserError("--dry-run and --submit: one or the other")
+    loaded = load_recipe(recipe, overrides or [])
+    if wrong := [override for override in verl or [] if "=" not in override]:
+        raise UserError(f"--verl {wrong[0]}: is written key=value")
+    folder = out or Path("verl") / Path(recipe).stem
+    cluster = Cluster(gpus, nodes, tensor_parallel)
+    with Progress() as progress:
+        launch = plan_launch(loaded, folder, cluster, verl or [], prompt_tokens, progress.say, progress.report)
+        if not dry_run:
+            write_launch(launch, folder)
+    if dry_run:
+        _show(launch)
+    for line in launch.differences:
+        typer.echo(f"differs: {line}", err=True)
+    if dry_run:
+        return
+    typer.echo(f"written: {folder}; the steps are in {folder / 'README.md'} (not exercised without a GPU)")
+    if submit:
+        typer.echo(hand_over(folder, submit))
+
+
+def _show(launch: "Launch") -> None:
+    """What would be written: every configuration in full, and how many rows each table has."""
+    for name in ("sft_overrides.txt", "overrides.txt", "run.sh"):
+        if name in launch.texts:
+            typer.echo(f"--- {name}\n{launch.texts[name]}")
+    for name, table in launch.tables.items():
+        typer.echo(f"{name:20} {table.height:,} rows")
+    typer.echo(f"{'longest prompt':20} {launch.sizes.prompt_tokens:,} tokens")
+    others = sorted(launch.texts.keys() - {"sft_overrides.txt", "overrides.txt", "run.sh"})
+    typer.echo(f"{'and':20} {', '.join(others)}")
