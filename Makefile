@@ -1,12 +1,13 @@
 # Everything happens in one virtual environment; stamp files in it make a second call do nothing.
 PYTHON ?= python3.11
 VENV ?= .venv
+SCALEOUT ?= .venv-scaleout
 BIN := $(VENV)/bin
 # --no-compile: Python compiles what it imports when it does; compiling all of torch and its like takes a minute more.
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-recone test install check lock clean
+.PHONY: help demo demo-recone test test-scaleout install check lock clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*##/  make \1 -/p' $(MAKEFILE_LIST)
@@ -19,6 +20,10 @@ demo-recone: $(VENV)/.base  ## a cold start on a teacher's traces, then the same
 
 test: $(VENV)/.all  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+# verl wants other versions than reczero, so its tests run in an environment of their own and ask reczero by its command.
+test-scaleout: $(VENV)/.base $(SCALEOUT)/.made  ## check what `reczero launch` writes by verl itself, and Ray
+	PYTHONPATH=src RECZERO_BIN=$(BIN)/reczero OMP_NUM_THREADS=1 $(SCALEOUT)/bin/python -m pytest tests/scaleout_env
 
 install: $(VENV)/.all  ## make the environment with every extra
 
@@ -33,7 +38,7 @@ lock: $(VENV)/.all  ## write constraints.txt anew from the environment as it is
 	mv constraints.new constraints.txt
 
 clean:  ## remove the environment, caches and build products (runs/ and the download cache stay)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
+	rm -rf $(VENV) $(SCALEOUT) .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.made:
@@ -50,4 +55,12 @@ $(VENV)/.base: $(VENV)/.made pyproject.toml constraints.txt
 $(VENV)/.all: $(VENV)/.base
 	@echo "installing all extras into $(VENV)"
 	$(PIP) --editable '.[all]'
+	@touch $@
+
+# verl's extras with vLLM need a GPU; without them it lacks some of what it imports.
+$(SCALEOUT)/.made: constraints-scaleout.txt
+	@echo "installing verl into $(SCALEOUT)"
+	$(PYTHON) -m venv --clear $(SCALEOUT)
+	$(SCALEOUT)/bin/python -m pip install --disable-pip-version-check --no-compile --constraint constraints-scaleout.txt \
+	  torch verl transformers TransferQueue cachetools uvicorn fastapi polars msgspec pytest pytest-timeout hypothesis
 	@touch $@
