@@ -1,5 +1,5 @@
 """Two processes train as one does: the same weights from the same completions, whatever each has to do, without waiting
-for ever. This file is its own worker: `torchrun test_two_processes.py FOLDER`.
+for ever. This file is its own worker: `torchrun test_two_processes.py FOLDER NAMES`, or `accelerate launch`.
 """
 
 import json
@@ -38,12 +38,19 @@ CASES = [
     ("dr_grpo", "one idle", "dr_grpo", 150, None),
     ("frozen", "uneven", "grpo", 150, 1),
     ("unequal micro-batches", "uneven", "grpo", 4096, None),  # 8 rows in one process, 4 in the other
+    ("float64", "uneven", "grpo", 150, None),
     ("lora", "uneven", "grpo", 150, None),
     ("gradient checkpointing", "uneven", "grpo", 150, None),
 ]
 LORA = {"lora": {"rank": 4, "alpha": 8}}
 MODEL = {"lora": LORA, "gradient checkpointing": {"gradient_checkpointing": True}, "sft with lora": LORA}
 SFT = ["sft", "sft with lora"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+# On CPUs its own way wants MPI; this one starts the processes as torchrun does.
+ACCELERATE = [
+    "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1", "--mixed_precision=no",
+    "--dynamo_backend=no", "--main_process_port=0",
+]  # fmt: skip
 
 
 def recipe(name: str, loss: str = "grpo", tokens: int = 150) -> Recipe:
@@ -70,8 +77,10 @@ def part() -> Part:
     return Part(pl.DataFrame({"example_id": [str(i) for i in range(count)], "rating": [1.0] * count}), contexts)
 
 
-def policy_of(folder: Path, made: Recipe) -> Policy:
+def policy_of(folder: Path, made: Recipe, name: str = "") -> Policy:
     model, tokenizer = load_policy(folder)
+    if name == "float64":
+        model.double()
     return Policy(model, tokenizer, Template(made.rollout.template, Scale()), True, made.rollout.max_tokens)
 
 
@@ -105,7 +114,7 @@ def run(folder: Path, name: str) -> None:
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     made = recipe(name, loss, tokens)
     drawn = json.loads((folder / "answers.json").read_text())
-    policy, out = policy_of(folder / "model", made), folder / f"{name} {processes}"
+    policy, out = policy_of(folder / "model", made, name), folder / f"{name} {processes}"
     untrained, _ = load_policy(folder / "model")
     if layers:
         freeze_below(policy.model, layers)
@@ -154,9 +163,9 @@ def imitate(folder: Path, name: str) -> None:
     torch.save(result, folder / f"{name} {processes} {process}.pt")
 
 
-def launch(folder: Path, names: list[str]) -> str:
+def launch(folder: Path, names: list[str], launcher: list[str]) -> str:
     """Two processes, as users start them. Returns what they said."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", __file__]
+    command = [sys.executable, *launcher, __file__]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     with subprocess.Popen(
         [*command, str(folder), *names], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -178,7 +187,7 @@ def runs(tiny_model_dir, tmp_path_factory) -> tuple[Path, str]:
     names, threads = [*(case[0] for case in CASES), *SFT], torch.get_num_threads()
     main(folder, names)
     torch.set_num_threads(threads)
-    return folder, launch(folder, names)
+    return folder, launch(folder, names, TORCHRUN)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case[0] for case in CASES])
@@ -192,6 +201,16 @@ def test_two_processes_learn_what_one_does(runs, case):
     most = max(sum(groups[:2]), sum(groups[2:]))  # of a process
     passes = [sum(groups), most, most] if tokens < 1000 else [1, 1, 1]  # none larger than a group, or all in one
     assert [x["passes"] for x in (one, first, second)] == [STEPS * n for n in passes]
+
+
+def test_accelerate_launches_two_that_learn_what_one_does_in_float64(runs, tmp_path):
+    """The same mean gradient as one process with twice the groups: weights agree to the last digits."""
+    folder, _ = runs
+    for name in ("model", "answers.json", "float64 1 0.pt"):
+        (tmp_path / name).symlink_to(folder / name)
+    said = launch(tmp_path, ["float64"], ACCELERATE)
+    one, _, _ = results((tmp_path, said), "float64")
+    assert all(weight.dtype == torch.float64 for weight in one["weights"].values())
 
 
 @pytest.mark.parametrize("name", SFT)
@@ -210,7 +229,8 @@ def results(runs: tuple[Path, str], name: str, moves: bool = True) -> list[dict]
     one, first, second = map(torch.load, made)
     for key, weight in one["weights"].items():
         assert torch.equal(first["weights"][key], second["weights"][key])
-        assert torch.allclose(first["weights"][key], weight, atol=1e-6), key
+        exact = 1e-12 if name == "float64" else 1e-6
+        assert torch.allclose(first["weights"][key], weight, atol=exact, rtol=exact), key
     assert any(not torch.equal(one["weights"][key], weight) for key, weight in one["start"].items()) == moves
     return [one, first, second]
 
