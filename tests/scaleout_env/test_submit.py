@@ -1,6 +1,7 @@
 """`reczero launch verl --submit` to a real Ray cluster on this machine, as far as a machine without GPU goes."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """The address of a cluster's dashboard."""
+    """The address of a cluster's dashboard. It wants a token, which stands in the environment of all commands."""
     port, home = free_port(), tempfile.mkdtemp(prefix="rz")  # short: Ray's sockets lie in it
-    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
     command = [
         BIN / "ray", "start", "--head", "--block", "--port", str(free_port()), "--dashboard-host", "127.0.0.1",
         "--dashboard-port", str(port), "--num-cpus", "4", "--num-gpus", "0", "--temp-dir", home,
@@ -37,12 +40,17 @@ def cluster():
     ]  # fmt: skip
     with subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.DEVNULL) as process:
         address = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 120
-        while ask("list", address).returncode:
-            assert time.monotonic() < deadline and process.poll() is None, "the cluster did not come up"
-            time.sleep(1)
-        yield address
-        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            deadline = time.monotonic() + 120
+            while (said := ask("list", address)).returncode:
+                assert time.monotonic() < deadline and process.poll() is None, said.stderr[-2000:]
+                time.sleep(1)
+            yield address
+        finally:
+            for name in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, name)
+                time.sleep(5)
     shutil.rmtree(home, ignore_errors=True)
 
 

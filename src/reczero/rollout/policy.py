@@ -1,6 +1,7 @@
 """A language model together with the template it reasons by: contexts in, answers out."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -37,13 +38,17 @@ PREDICTIONS: dict[str, pl.DataType] = {
 
 @dataclass
 class Policy:
-    """`guided` forces the template's form; `max_tokens` bounds a free answer (the template bounds a guided one)."""
+    """`guided` forces the template's form; `max_tokens` bounds a free answer (the template bounds a guided one).
+
+    products: the dtype of matrix products where it is not the weights' (mixed precision).
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     template: Template
     guided: bool
     max_tokens: int
+    products: torch.dtype | None = None
 
     def __post_init__(self) -> None:
         if self.guided and (reason := cannot_share(self.model)):
@@ -95,24 +100,25 @@ class Policy:
         was (`Completion.ratings`). begun: what the answers to each prompt begin with. together: see `Decoding.add`. All
         four only where a prompt can be shared.
         """
-        if cannot_share(self.model):
-            return self._generate(prompts, answers, temperature, seed)
         device = next(self.model.parameters()).device
-        generator = None if seed is None else torch.Generator(device).manual_seed(seed)
-        return decode(
-            self.model,
-            prompts,
-            answers,
-            end=self.tokenizer.eos_token_id,
-            max_tokens=self.longest,
-            guide=self.guide,
-            temperature=temperature,
-            generator=generator,
-            states=states,
-            ratings=self.ratings if weigh else None,
-            begun=begun,
-            together=together,
-        )
+        with torch.autocast(device.type, self.products) if self.products else nullcontext():
+            if cannot_share(self.model):
+                return self._generate(prompts, answers, temperature, seed)
+            generator = None if seed is None else torch.Generator(device).manual_seed(seed)
+            return decode(
+                self.model,
+                prompts,
+                answers,
+                end=self.tokenizer.eos_token_id,
+                max_tokens=self.longest,
+                guide=self.guide,
+                temperature=temperature,
+                generator=generator,
+                states=states,
+                ratings=self.ratings if weigh else None,
+                begun=begun,
+                together=together,
+            )
 
     @torch.no_grad()
     def _generate(

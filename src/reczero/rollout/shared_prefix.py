@@ -30,6 +30,8 @@ NAME = "shared_prefix"
 def attend(module, query, key, value, attention_mask, *, layout, scaling=None, sliding_window=None, **_):
     """The function transformers calls in every layer. (1, H, N, D) -> (1, N, H, D)"""
     scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if query.dtype != value.dtype:  # under autocast, turned queries and keys are float32 again
+        query, key = query.to(value.dtype), key.to(value.dtype)
     return layout.attend(module.layer_idx, query, key, value, scaling, sliding_window), None
 
 

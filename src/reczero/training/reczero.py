@@ -71,6 +71,7 @@ def build_trainer(
         save_steps=t.save_steps,
         report_to=list(t.report_to) or "none",
         bf16=m.dtype == "bfloat16",
+        fp16=m.dtype == "float16" and torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=m.gradient_checkpointing,
         use_vllm=r.engine == "vllm",

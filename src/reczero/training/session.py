@@ -42,15 +42,18 @@ def load(
     """The recipe's policy, or the one in folder `model`.
 
     learns: ready to be trained: blocks frozen as the recipe says; the adapter of a run's stage in `model` goes on
-    learning, where it is merged otherwise.
+    learning, where it is merged otherwise. Weights that learn are float32, and products are of the recipe's dtype: of a
+    bfloat16 weight's 8 bits a step of 2e-6 changes none (docs/log.md). Adapters are float32 by themselves.
     """
     m, r = recipe.model, recipe.rollout
     goes_on = learns and model is not None and m.lora is not None
-    loaded, tokenizer = load_policy(model or m.name, dtype=m.dtype, merge=not goes_on)
+    mixed = learns and m.lora is None and m.dtype != "float32"
+    loaded, tokenizer = load_policy(model or m.name, dtype="float32" if mixed else m.dtype, merge=not goes_on)
     loaded.to(device)
     if learns and m.train_layers:
         freeze_below(loaded, m.train_layers)
-    return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens)
+    products = getattr(torch, m.dtype) if mixed else None
+    return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens, products)
 
 
 def new_adapter(policy: Policy, recipe: Recipe) -> LoraConfig | None:

@@ -87,6 +87,7 @@ def build_sft_trainer(
         save_steps=s.save_steps,
         report_to=list(recipe.training.report_to) or "none",
         bf16=m.dtype == "bfloat16",
+        fp16=m.dtype == "float16" and torch.cuda.is_available(),
         use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=m.gradient_checkpointing,
         dataloader_pin_memory=torch.cuda.is_available(),
