@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from reczero.evaluation.outside import read_predictions_file
 from reczero.reasoning import Scale, Template, TemplateSettings, parse, score
 from reczero.recipes import load_recipe, shipped
 from reczero.scaleout import verl
+from reczero.scaleout.accelerate import PRESETS
 from reczero.scaleout.reward import bundle
 from reczero.scaleout.verl import Cluster, Sizes
 
@@ -343,3 +345,47 @@ def test_dumps_that_cant_be_read_are_told(launched, fault):
             told = "is not as `reczero launch` writes it"
     with pytest.raises(UserError, match=told):
         read_predictions_file(launched / "test")
+
+
+# --- accelerate -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_accelerate_takes_its_presets(preset, capsys):
+    """accelerate's own parser and its configuration classes read them."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import launch_command_parser
+
+    assert run(["launch", "accelerate", "reczero-7b", "--gpus", "4", "--preset", preset, "--dry-run"]) == 0
+    words = shlex.split(capsys.readouterr().out)
+    start = words.index("accelerate.commands.launch") + 1
+    parsed = launch_command_parser().parse_args(words[start:])
+    assert parsed.num_processes == 4 and parsed.training_script == "reczero.cli.main"
+    assert parsed.training_script_args == ["train", "reczero-7b", "--out", "runs/reczero-7b"]
+    config = load_config_from_file(parsed.config_file)
+    kinds = {"ddp": "MULTI_GPU", "zero2": "DEEPSPEED", "zero3": "DEEPSPEED", "fsdp": "FSDP"}
+    assert config.distributed_type == kinds[preset]
+    if preset.startswith("zero"):
+        assert config.deepspeed_config["zero_stage"] == int(preset[-1])
+
+
+def test_what_accelerate_cant_start_is_told(capsys):
+    assert run(["launch", "accelerate", "recone", "--gpus", "3", "--preset", "fsdp"]) == 2
+    told = capsys.readouterr().err
+    assert "rollout.engine=vllm" in told and "groups_per_step: 8" in told and "sft.traces_per_step: 8" in told
+
+
+def test_two_cpu_processes_by_one_command(tmp_path, table, tiny_model_dir):
+    recipe = recipe_file(
+        tmp_path, table, tiny_model_dir, method="reczero", model={"dtype": "float32"},
+        rollout={"guided": True, "template": {"instructions": "brief", "history": 1, "section_tokens": 3}},
+        training={"steps": 2, "groups_per_step": 2}, evaluation={"validation_examples": 4, "test_examples": 4},
+    )  # fmt: skip
+    command = [sys.executable, "-m", "reczero.cli.main", "launch", "accelerate", str(recipe), "--gpus", "2", "--cpu"]
+    done = subprocess.run(
+        [*command, "--out", tmp_path / "run"], capture_output=True, text=True, timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 processes, 1 groups a step in each" in done.stderr
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["finished"]

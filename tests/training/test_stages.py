@@ -81,6 +81,23 @@ def test_recone_from_a_table_to_a_report(recipe, tmp_path, capsys):
     )
 
 
+def test_answers_of_a_whole_copy_are_those_of_the_model(recipe, tmp_path, monkeypatch):
+    """As where weights lie in shards: each validation asks a copy that was written, and the best is kept of it."""
+    plain, copied = tmp_path / "plain", tmp_path / "copied"
+    assert main.run(["train", str(recipe), "--out", str(plain)]) == 0
+    monkeypatch.setattr("reczero.training.session.is_sharded", lambda accelerator: True)
+    assert main.run(["train", str(recipe), "--out", str(copied)]) == 0
+    for stage in ("sft", "grpo"):
+        assert lines(copied, stage) == lines(plain, stage)
+        ours, theirs = (load_policy(run / "models" / stage)[0].state_dict() for run in (copied, plain))
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for name in ("predictions/recone.parquet", "validation/grpo.parquet"):
+        assert pl.read_parquet(copied / name).equals(pl.read_parquet(plain / name)), name
+    assert not list((copied / "models").glob("*.whole"))
+    monkeypatch.setattr("reczero.training.grpo.is_sharded", lambda accelerator: True)
+    assert main.run(["train", str(recipe), "--out", str(tmp_path / "own")]) == 2  # our own rollouts want whole weights
+
+
 def test_killed_at_any_moment_recone_resumes_as_if_nothing_had_happened(recipe, tmp_path, kill_when):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     command = [sys.executable, "-m", "reczero.cli.main", "train", str(recipe), "--out"]

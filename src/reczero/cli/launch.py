@@ -1,7 +1,8 @@
-"""`reczero launch`: a recipe as a folder that runs on a distributed engine."""
+"""`reczero launch`: a recipe on many GPUs, by verl or by accelerate."""
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +10,7 @@ from reczero.errors import UserError
 
 if TYPE_CHECKING:
     from reczero.scaleout.launch import Launch
+
 
 app = typer.Typer(help="Take a recipe to a distributed engine.", no_args_is_help=True)
 
@@ -74,6 +76,46 @@ def launch_verl(
     typer.echo(f"written: {folder}; the steps are in {folder / 'README.md'} (not exercised without a GPU)")
     if submit:
         typer.echo(hand_over(folder, submit))
+
+
+@app.command("accelerate")
+def launch_accelerate(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe (`reczero-7b`).", show_default=False)],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value of the recipe.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="runs/RECIPE")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs of this node, one process each.")] = 8,
+    preset: Annotated[
+        Literal["ddp", "zero2", "zero3", "fsdp"],
+        typer.Option(help="ddp: all on each GPU; zero2: optimizer in shards; zero3, fsdp: weights too."),
+    ] = "zero2",
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="A trial on CPUs: processes instead of GPUs, without shards.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the command, and start nothing.")] = False,
+) -> None:
+    """Start `reczero train` on several GPUs of this node by accelerate: DDP, DeepSpeed ZeRO-2 or -3, or FSDP.
+
+    Only --cpu was exercised: there was no GPU.
+
+    Example: reczero launch accelerate reczero-7b --gpus 8 --preset zero2 --out runs/7b
+
+    Example: reczero launch accelerate quickstart --gpus 2 --cpu --out runs/two
+    """
+    import shlex
+
+    from reczero.recipes import load_recipe
+    from reczero.scaleout.accelerate import check, command
+
+    check(load_recipe(recipe, overrides or []), "ddp" if cpu else preset, gpus)
+    folder = out or Path("runs") / Path(recipe).stem
+    train = [recipe, *(overrides or []), "--out", str(folder), *(["--resume"] if resume else [])]
+    started = command(preset, gpus, train, cpu)
+    if dry_run:
+        typer.echo(shlex.join(started))
+        return
+    environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
+    os.execvpe(started[0], started, environment)
 
 
 def _show(launch: "Launch") -> None:

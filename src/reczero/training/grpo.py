@@ -24,6 +24,7 @@ from torch import Tensor
 from trl import GRPOTrainer
 from trl.trainer.utils import split_tensor_dict
 
+from reczero.errors import UserError
 from reczero.rollout import Policy
 from reczero.rollout.decoder import common_beginning
 from reczero.rollout.frozen import States, above, frozen_blocks
@@ -32,6 +33,7 @@ from reczero.rollout.packed import packed_weights
 from reczero.rollout.shared_prefix import Tree, cannot_share, shared_prefix_attention
 
 from .checkpoints import AtomicCheckpoints
+from .sharded import is_sharded
 
 
 def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor:
@@ -99,6 +101,10 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         self._shares = cannot_share(policy.model) is None
         own = self._shares and not args.use_vllm
         super().__init__(model=policy.model, rollout_func=_rollout if own else None, **kwargs)
+        if own and is_sharded(self.accelerator):
+            raise UserError(
+                "rollout.engine: weights in shards (FSDP, ZeRO-3) can't answer here; choose vllm, or zero2."
+            )
         # PEFT may have wrapped it: from now on it is the trained model that answers.
         policy.model = self.accelerator.unwrap_model(self.model)
         self.frozen_blocks = frozen_blocks(policy.model) if own else 0

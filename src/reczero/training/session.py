@@ -31,6 +31,7 @@ from reczero.rollout import Policy
 from .callbacks import Journal, Pace, Samples, Watch
 from .processes import Processes
 from .run import Run
+from .sharded import is_sharded, save_whole
 
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
@@ -210,10 +211,15 @@ class Session:
 
         part = self.parts["validation"]
         predicted = part.examples.clear()  # of the latest validation
+        whole = self.run.path / "models" / f"{stage}.whole"  # where no process holds all weights: a copy of them
 
         def validate() -> dict[str, float]:
             nonlocal predicted
-            predicted = self.predictions(policy, part, stage)
+            answering = policy
+            if is_sharded(trainer.accelerator):
+                save_whole(trainer.accelerator, trainer.model_wrapped, policy, whole)
+                answering = self.policy(whole)
+            predicted = self.predictions(answering, part, stage)
             return self.scores(predicted)
 
         def keep(step: int, validation: dict[str, float]) -> None:
@@ -222,8 +228,11 @@ class Session:
                     columns = "example_id", "prediction", "rating", "parsed", "model", "decoding"
                     predicted.select(columns).with_columns(part.examples["user_id"]).write_parquet(file)
                 with atomic_dir(self.model_of(stage)) as folder:
-                    policy.model.save_pretrained(folder)
-                    policy.tokenizer.save_pretrained(folder)
+                    if whole.exists():  # written by the validation that chose it
+                        shutil.copytree(whole, folder, copy_function=link_or_copy, dirs_exist_ok=True)
+                    else:
+                        policy.model.save_pretrained(folder)
+                        policy.tokenizer.save_pretrained(folder)
             self.run.stage(stage, best_step=step, best_validation=validation)
 
         # TRL and transformers remark on each other's old names, and draw a bar for every file they write.
@@ -240,6 +249,7 @@ class Session:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         if self.processes.main:
             Samples(self.run.path, stage).finish(max(line["step"] for line in journal.read()))
+            shutil.rmtree(whole, ignore_errors=True)
         self.processes.wait()  # until the best model is written
         self.run.stage(stage, key=key)
         self.run.done(stage, watch.spent)
