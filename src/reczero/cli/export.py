@@ -20,7 +20,8 @@ def export(
     from reczero.rollout.opening import find, write_about
 
     found = find(str(run)) if (run / "recipe.yaml").is_file() else None
-    folder = export_model(run / "model", out)
+    # Weights that learned are float32 in the run; the recipe's dtype is what they are used in.
+    folder = export_model(run / "model", out, found.dtype if found else "auto")
     if found:
         write_about(folder, found.rollout, found.scale)
     typer.echo(folder)

@@ -68,15 +68,16 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def export_model(run_model_dir: Path, out: Path) -> Path:
+def export_model(run_model_dir: Path, out: Path, dtype: str = "auto") -> Path:
     """Write the model of a run to the folder `out` as transformers and vLLM load it; LoRA is merged into its base.
 
-    The weights keep the dtype they were saved in. `out` may be new, empty, or an earlier export. Raises UserError.
+    dtype: of the written weights; auto keeps the one they were saved in. `out` may be new, empty, or an earlier export.
+    Raises UserError.
     """
     if not run_model_dir.is_dir():
         raise UserError(f"{run_model_dir} is missing: the run has no model yet; let `reczero train` finish first")
     with atomic_dir(out, ours="config.json") as folder:  # before loading: a place that cannot be had is told at once
-        model, tokenizer = load_policy(run_model_dir, dtype="auto")
+        model, tokenizer = load_policy(run_model_dir, dtype)
         with quiet():
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
