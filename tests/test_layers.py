@@ -17,7 +17,7 @@ ROOT = Path(reczero.__file__).parent
 # From the bottom up: a room imports itself and what stands before it. A new one goes into docs/architecture.md too.
 ORDER = [
     "errors", "files", "fetch", "machine", "reasoning", "data", "recipes", "evaluation", "models", "rollout",
-    "teachers", "serving", "training", "bench", "cli",
+    "teachers", "serving", "training", "scaleout", "bench", "cli",
 ]  # fmt: skip
 # Evaluation reads predictions, whoever made them.
 FORBIDDEN = {"evaluation": {"models", "rollout", "training"}}

@@ -1,0 +1,1 @@
+"""More than one machine: the same recipe on verl, and what it will need."""
