@@ -134,7 +134,7 @@ def check(
     shapes = [fitted, *tried]
     measured, peak = measure(shapes, model, rounds, threads, say)
     machine = fit(sizes, fitted, measured[0], peak)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for shape, found in zip(shapes, measured, strict=True):
         expected = predict(sizes, shape, machine)
         rows.append({

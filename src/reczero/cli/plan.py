@@ -81,8 +81,10 @@ def plan(
     if as_json:
         from dataclasses import asdict
 
-        facts = {"recipe": recipe, "model": loaded.model.name, "shape": asdict(shape) | {"parameters": shape.parameters},
-                 "machine": where.model_dump(), "assumed": notes, "plans": plans}  # fmt: skip
+        facts = {
+            "recipe": recipe, "model": loaded.model.name, "shape": asdict(shape) | {"parameters": shape.parameters},
+            "machine": where.model_dump(), "assumed": notes, "plans": plans,
+        }  # fmt: skip
         typer.echo(json.dumps(facts, indent=2))
         return
     _print(loaded, shape.parameters, where, plans, prompt, answer)
@@ -169,18 +171,19 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
         f"{machine.name}: {machine.flops / 1e12:,.4g} TFLOP/s, {machine.memory / 1e9:,.4g} GB, "
         f"{machine.bandwidth / 1e9:,.4g} GB/s, link {machine.link / 1e9:,.4g} GB/s, "
         f"network {machine.network / 1e9:,.4g} GB/s ({machine.source})",
-        f"reached of it: {machine.update_share:.0%} of FLOP/s, {machine.decode_share:.0%} of memory bandwidth in decoding "
-        f"with {1000 * machine.step_seconds:.3g} ms a step beside it, {machine.comm_share:.0%} of link and network; "
-        f"{machine.fixed / 1e9:.1f} GB taken before any tensor, {machine.activation_factor:.2f} bytes held for one of "
-        f"activations ({kind})",
-        "every group has a gradient; answers are all of the average length (the longest decides when a rollout ends, so "
-        "a real one takes longer); gathering weights and reducing gradients goes on beside arithmetic, the longer counts",
+        f"reached of it: {machine.update_share:.0%} of FLOP/s, {machine.decode_share:.0%} of memory bandwidth in "
+        f"decoding with {1000 * machine.step_seconds:.3g} ms a step beside it, {machine.comm_share:.0%} of link and network; "
+        f"{machine.fixed / 1e9:.1f} GB taken before any tensor, {machine.activation_factor:.2f} bytes held for one "
+        f"of activations ({kind})",
+        "every group has a gradient; answers are all of the average length (the longest decides when a rollout ends, "
+        "so a real one takes longer); gathering weights and reducing gradients goes on beside arithmetic, the longer "
+        "counts",
     ]
     if engine == "verl":
         notes.append(
             "verl: FSDP, weights, gradients and AdamW in fp32 and divided by all GPUs, passes in bf16; every answer "
-            "computes its prompt in the update, and once more for the old policy's log-probabilities; logits of all tokens "
-            "of a micro-batch; vLLM takes half of the memory in rollouts, sleeps in updates, and computes a prompt once"
+            "computes its prompt in the update, and once more for the old policy's log-probabilities; logits of all "
+            "tokens of a micro-batch; vLLM takes half of the memory in rollouts, sleeps in updates, and computes a prompt once"
         )
     else:
         how = (
@@ -189,8 +192,8 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
             else "rollouts with the same weights"
         )
         notes.append(
-            f"local: one process a GPU, each with whole weights (--shard divides them), gradients and AdamW in {m.dtype}; "
-            f"every prompt is computed once; {how}"
+            f"local: one process a GPU, each with whole weights (--shard divides them), gradients and AdamW in "
+            f"{m.dtype}; every prompt is computed once; {how}"
         )
     if not recipe.training.steps:
         known = recipe.data.train_examples is not None
@@ -201,9 +204,11 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
         notes.append("SFT on every trace asked for; the teacher's own time is not counted")
     if recipe.method == "iterate":
         notes.append(f"all of the {recipe.iterate.rounds} rounds")
-    if limits := [f"{name} {minutes:g}" for name, minutes in
-                  (("training.minutes", t.minutes), ("sft.minutes", recipe.sft.minutes)) if minutes is not None]:  # fmt: skip
-        notes.append(f"a stage ends at its limit ({', '.join(limits)})")
+    limits = {"training.minutes": t.minutes}
+    if recipe.method != "reczero":
+        limits["sft.minutes"] = recipe.sft.minutes
+    if told := [f"{name} {minutes:g}" for name, minutes in limits.items() if minutes is not None]:
+        notes.append(f"a stage ends at its limit ({', '.join(told)})")
     if not recipe.evaluation.test_examples:
         notes.append("test predictions are not counted (evaluation.test_examples is open)")
     return notes

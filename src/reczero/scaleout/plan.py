@@ -1,8 +1,8 @@
 """What a recipe will need: memory, arithmetic, time and money, on paper, from a model that is stated here.
 
-Symbols: a step has N groups; a group is one prompt of P tokens and G answers of R tokens. L blocks of hidden size D with
-H query and K key/value heads of size d and a gated feed-forward part of width F; V tokens in the vocabulary; b bytes a
-number. A multiplication and an addition are two operations.
+Symbols: a step has N groups; a group is one prompt of P tokens and G answers of R tokens. L blocks of hidden size D
+with H query and K key/value heads of size d and a gated feed-forward part of width F; V tokens in the vocabulary; b
+bytes a number. A multiplication and an addition are two operations.
 
 `shared` is this package's update, in which a prompt is computed once for its G answers; `stock` is the usual one (TRL,
 verl), in which every answer stands behind a copy of its prompt. docs/speed.md derives what that saves.
@@ -53,7 +53,7 @@ class ModelShape:
 
     @property
     def block_linear(self) -> int:
-        """Weights of the linear layers of a block, without biases: q, k, v, o and the three of the feed-forward part."""
+        """W: weights of the linear layers of a block, without biases: q, k, v, o and three of the feed-forward part."""
         return self.hidden * (2 * self.q_width + 2 * self.kv_width + 3 * self.intermediate)
 
     @property
@@ -425,7 +425,7 @@ def rollout_seconds(
 
 @dataclass(frozen=True)
 class Layout:
-    """Who does what: units (groups or rows) on the busiest GPU, and of its rollouts prompts and answers, on `tp` GPUs."""
+    """Who does what: units (groups or rows) on the busiest GPU; prompts and answers of one rollout, on `tp` GPUs."""
 
     units: int
     idle: int
@@ -543,7 +543,7 @@ def ways_out(
         tried.append(("LoRA (model.lora.rank=32)", replace(work, rank=32, train_layers=None), gpus, None))
     if name == "verl":
         tried += [(f"{more} GPUs", work, more, None) for more in (gpus * 2**i for i in range(1, 7))]
-    found = []
+    found: list[str] = []
     for what, changed, count, shards in tried:
         if "GPUs" in what and any("GPUs" in way for way in found):
             continue
@@ -558,8 +558,8 @@ def make_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """The whole run of a recipe on `gpus` GPUs, as plain numbers: bytes, operations, seconds; money as `price`.
 
-    prompt, answer: average tokens. examples: training rows, where the recipe has no number of steps. price: of a GPU and
-    hour. Raises UserError.
+    prompt, answer: average tokens. examples: training rows, where the recipe has no number of steps. price: of a GPU for
+    an hour. Raises UserError.
     """
     mistakes = [f"{what} {value:g}: must be above 0" for what, value in (
         ("--gpus", gpus), ("--gpus-per-node", per_node), ("--prompt-tokens", prompt), ("--answer-tokens", answer),
