@@ -23,7 +23,7 @@ def plan(
     overrides: Annotated[list[str] | None, typer.Argument(help="key.sub=value, as many as you like.")] = None,
     gpus: Annotated[str, typer.Option(help="How many; several counts make a column each: 1,8,64.")] = "8",
     gpu: Annotated[
-        str, typer.Option(help="Which; an unknown one lists those that are known. cpu: this machine.")
+        str, typer.Option(help="Which: h100, h200, h20, b200, a100, l40s or a10; cpu is this machine, measured.")
     ] = "h100",
     gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", help="GPUs that the fast link joins.")] = 8,
     model: Annotated[
@@ -50,7 +50,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
-    """Work out what a recipe will need: memory, arithmetic, time, cost. Nothing is loaded, and nothing is run.
+    """Work out what a recipe will need: memory, arithmetic, time, cost. No weights are loaded, and nothing is run.
 
     What is assumed is printed with it; docs/scale.md has the formulas.
 
@@ -172,9 +172,9 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
         f"{machine.bandwidth / 1e9:,.4g} GB/s, link {machine.link / 1e9:,.4g} GB/s, "
         f"network {machine.network / 1e9:,.4g} GB/s ({machine.source})",
         f"reached of it: {machine.update_share:.0%} of FLOP/s, {machine.decode_share:.0%} of memory bandwidth in "
-        f"decoding with {1000 * machine.step_seconds:.3g} ms a step beside it, {machine.comm_share:.0%} of link and network; "
-        f"{machine.fixed / 1e9:.1f} GB taken before any tensor, {machine.activation_factor:.2f} bytes held for one "
-        f"of activations ({kind})",
+        f"decoding with {1000 * machine.step_seconds:.3g} ms a step beside it, {machine.comm_share:.0%} of link and "
+        f"network; {machine.fixed / 1e9:.1f} GB taken before any tensor, {machine.activation_factor:.2f} bytes held "
+        f"for one of activations ({kind})",
         "every group has a gradient; answers are all of the average length (the longest decides when a rollout ends, "
         "so a real one takes longer); gathering weights and reducing gradients goes on beside arithmetic, the longer "
         "counts",
@@ -183,7 +183,8 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
         notes.append(
             "verl: FSDP, weights, gradients and AdamW in fp32 and divided by all GPUs, passes in bf16; every answer "
             "computes its prompt in the update, and once more for the old policy's log-probabilities; logits of all "
-            "tokens of a micro-batch; vLLM takes half of the memory in rollouts, sleeps in updates, and computes a prompt once"
+            "tokens of a micro-batch; vLLM takes half of the memory in rollouts, sleeps in updates, "
+            "and computes a prompt once"
         )
     else:
         how = (
@@ -238,8 +239,11 @@ def _print(
     def size(key: str) -> Any:
         return lambda p: f"{p['step']['memory'][key] / 1e9:,.1f}"
 
+    def if_it_fits(show: Any) -> Any:  # else there is no such step to time
+        return lambda p: show(p) if p["step"]["fit"]["fits"] else "-"
+
     def seconds(key: str) -> Any:
-        return lambda p: _seconds(p["step"]["seconds"][key])
+        return if_it_fits(lambda p: _seconds(p["step"]["seconds"][key]))
 
     row("fits", lambda p: "yes" if p["step"]["fit"]["fits"] else "NO")
     for name, key in (
@@ -264,10 +268,10 @@ def _print(
     row("GPUs without work", lambda p: f"{p['step']['layout']['idle']:,}")
     table.add_section()
     row("optimizer steps", lambda p: f"{sum(s['steps'] for n, s in p['run']['stages'].items() if n != 'test'):,}")
-    row("hours", lambda p: f"{p['run']['hours']:,.3g}")
-    row("GPU-hours", lambda p: f"{p['run']['gpu_hours']:,.3g}")
+    row("hours", if_it_fits(lambda p: f"{p['run']['hours']:,.3g}"))
+    row("GPU-hours", if_it_fits(lambda p: f"{p['run']['gpu_hours']:,.3g}"))
     if plans[0]["run"]["cost"] is not None:
-        row("cost", lambda p: f"{p['run']['cost']:,.0f}")
+        row("cost", if_it_fits(lambda p: f"{p['run']['cost']:,.2f}"))
     Console(highlight=False, width=max(80, 34 + 14 * len(plans))).print(table)
 
 

@@ -218,8 +218,9 @@ def update_flops(shape: ModelShape, work: Work, shared: bool, scoring: int = 0, 
     """Operations of forward and backward passes for one group (shared) or one row (stock), as they are executed.
 
     Linear layers: forward 1, backward 2 (gradients of inputs and of weights; of frozen weights under LoRA only the
-    former), and once more forward with checkpointing. Attention: backward 2.5. The head, D V, runs on answers alone:
-    where it learns, the shared update makes logits a second time (4 passes instead of 3); where it is frozen, 2.
+    former), and once more forward with checkpointing (but for the last product of a block, whose result no one needs).
+    Attention: backward 2.5. The head, D V, runs on answers alone: where it learns, the shared update makes logits a
+    second time (4 passes instead of 3); where it is frozen, 2.
     Blocks below those that learn have no backward pass, and no forward pass either where the rollout kept what they
     made (`kept_states`: shared updates with rollouts of our own). scoring: further forward passes.
     """
@@ -229,6 +230,8 @@ def update_flops(shape: ModelShape, work: Work, shared: bool, scoring: int = 0, 
     linear, attention = 2 * shape.block_linear * tokens, 4 * shape.q_width * pairs
     again = 2 if work.checkpointing else 1
     block = linear * (again + (1 if work.rank else 2)) + attention * (again + BLOCKWISE)
+    if work.checkpointing:
+        block -= 2 * shape.hidden * shape.intermediate * tokens
     if work.rank:  # 2 (r in + r out) a token forward, twice that backward
         block += 2 * shape.lora(work.rank) / shape.layers * tokens * (again + 2)
     below = shape.layers - learns
@@ -262,7 +265,7 @@ def activation_bytes(shape: ModelShape, work: Work, shared: bool, b: int) -> tup
         block += 7 * b * work.rank * tokens
     learns = min(work.train_layers or shape.layers, shape.layers)
     answers = work.answer * (work.group_size if shared else 1)
-    final = norm * tokens + b * d * answers
+    final = (norm - b * d) * tokens + b * d * answers  # the last norm, and what of it enters the head
     if work.checkpointing:
         return learns * b * d * tokens + final, block
     return learns * block + final, 0.0
@@ -284,7 +287,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
-    gathered: float  # whole layers of divided weights, while they are used
+    gathered: float  # whole layers of divided weights, and a layer's gradients, while they are used
     activations: float  # of one micro-batch
     logits: float
     rollout_copy: float
@@ -317,7 +320,10 @@ def memory_of(
     else:
         weights = each * engine.weights
         gradients, optimizer = learns * engine.gradient / engine.shards, learns * engine.optimizer / engine.shards
-    gathered = (2 * shape.block_parameters + shape.head) * b if engine.shards > 1 else 0.0
+    block = shape.block_parameters
+    gathered = 0.0
+    if engine.shards > 1:  # a block and the next one, what stands beside the blocks, and the gradients of one block
+        gathered = (block + shape.parameters - (shape.layers - 1) * block) * b + block * engine.gradient
     whole, of_one_block = activation_bytes(shape, work, engine.shared, b)
     activations = machine.activation_factor * (micro * (whole + of_one_block))
     if engine.shared:  # three tables: logits, their exponentials, and what is made of them
@@ -336,6 +342,8 @@ def memory_of(
         rollout = state + kv + prefill
     earlier = gradients if units > micro else 0.0
     update = state + gathered + max(activations + logits + earlier, gradients)
+    if engine.shared and work.train_layers and not engine.vllm:  # what enters the lowest block that learns is kept
+        update += b * shape.hidden * units * work.tokens(True)
     update += 0 if engine.sleeps else engine.vllm * machine.memory
     return Memory(
         weights, gradients, optimizer, gathered, activations, logits, copy, kv, packed, machine.fixed, update, rollout
@@ -558,15 +566,15 @@ def make_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """The whole run of a recipe on `gpus` GPUs, as plain numbers: bytes, operations, seconds; money as `price`.
 
-    prompt, answer: average tokens. examples: training rows, where the recipe has no number of steps. price: of a GPU for
-    an hour. Raises UserError.
+    prompt, answer: average tokens. examples: training rows, where the recipe gives no number of steps. price: of one
+    GPU for an hour. Raises UserError.
     """
     mistakes = [f"{what} {value:g}: must be above 0" for what, value in (
         ("--gpus", gpus), ("--gpus-per-node", per_node), ("--prompt-tokens", prompt), ("--answer-tokens", answer),
         ("--shard", 1 if shards is None else shards),
     ) if value < 1]  # fmt: skip
-    if price is not None and price < 0:
-        mistakes.append(f"--price {price:g}: can't be below 0")
+    if price is not None and not 0 <= price < math.inf:
+        mistakes.append(f"--price {price:g}: must be a number from 0 on")
     if not mistakes and shards and gpus % shards:
         mistakes.append(f"--shard {shards}: must divide the {gpus} GPUs")
     if not mistakes and gpus > per_node and gpus % per_node:
@@ -576,7 +584,7 @@ def make_plan(
     chosen = engine_of(engine, recipe, gpus, shards)
     work = Work.of(recipe, prompt, answer)
     step = plan_step(shape, work, machine, chosen, gpus, per_node)
-    run = _whole_run(recipe, shape, work, machine, chosen, step, gpus, examples)
+    run = _whole_run(recipe, shape, work, machine, chosen, step, gpus, per_node, examples)
     gpu_hours = run["hours"] * gpus
     return {
         "gpus": gpus,
@@ -591,7 +599,7 @@ def make_plan(
 
 def _whole_run(
     recipe: Recipe, shape: ModelShape, work: Work, machine: Machine, engine: Engine, step: Mapping[str, Any],
-    gpus: int, examples: int,
+    gpus: int, per_node: int, examples: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Seconds of every stage, validations and test predictions apart."""
     t, e, s = recipe.training, recipe.evaluation, recipe.sft
@@ -612,8 +620,9 @@ def _whole_run(
         steps = s.steps or math.ceil(traces * s.epochs / s.traces_per_step)
         row = replace(work, group_size=1, groups=s.traces_per_step)
         most = math.ceil(s.traces_per_step / gpus)
-        one = update_seconds(shape, row, machine, replace(engine, scoring=0), most, min(most, s.traces_per_batch), gpus,
-                             8, shared=False)["update"]  # fmt: skip
+        micro = min(most, s.traces_per_batch)
+        alone = replace(engine, scoring=0)
+        one = update_seconds(shape, row, machine, alone, most, micro, gpus, per_node, shared=False)["update"]
         checks = steps // s.validation_steps + 1
         stages["sft"] = _stage(steps, one, checks, predicting(e.validation_examples), s.minutes, rounds)
     if recipe.method != "sft":
