@@ -276,6 +276,17 @@ def test_peaks_by_hand():
     assert memory(work, bare, shape=shape, units=1).update == found.update - 4 * parameters  # no earlier gradients
 
 
+def test_data_parallel_keeps_gradients_twice_and_a_group_that_fits_is_told():
+    recipe, shape = load_recipe("reczero-7b"), SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    one, two = (make_plan(recipe, shape, GPUS["b200"], n, 3000, 311, engine="local")["step"] for n in (8, 16))
+    assert one["fit"]["fits"] and one["fit"]["most_tokens"] >= 3000 + 8 * 311
+    alone = make_plan(recipe, shape, GPUS["b200"], 1, 3000, 311, engine="local")["step"]["memory"]
+    # Alone, the gradients of earlier groups lie beside activations; here, all gradients beside their buckets.
+    assert one["memory"]["update"] - alone["update"] == 2 * shape.parameters - alone["activations"] - alone["logits"]
+    assert one["memory"]["rollout"] - alone["rollout"] == 2 * shape.parameters
+    assert two["memory"] == one["memory"]
+
+
 def test_adapters_have_small_gradients_and_optimizer():
     shape = SHAPES["Qwen/Qwen2.5-7B-Instruct"]
     engine = engine_of("local", load_recipe("reczero-1gpu"), 1)
@@ -309,7 +320,7 @@ def test_what_fits_is_the_largest_that_does():
     engine = engine_of("local", recipe, 1)
 
     def update(micro: int) -> float:
-        return memory(work, a10, engine, shape, units=micro + 1, micro=micro).update
+        return memory(work, a10, engine, shape, units=max(8, micro), micro=micro).update
 
     assert update(groups) <= a10.memory < update(groups + 1)
 

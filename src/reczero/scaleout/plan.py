@@ -148,6 +148,7 @@ class Engine:
     optimizer: int  # both moments of AdamW, in the dtype of the weights
     compute: int  # bytes of a number in forward and backward passes, and in the rollout
     shards: int  # GPUs that weights, gradients and optimizer are divided by
+    buckets: bool  # data parallel: torch's DDP keeps gradients a second time, in buckets to be reduced
     vllm: float  # share of the memory that vLLM may take; 0: rollouts use the trained weights themselves
     sleeps: bool  # vLLM gives its memory back during the update
     scoring: int  # further forward passes over all answers: the old policy's, with a KL term the reference's
@@ -162,9 +163,10 @@ def engine_of(name: EngineName, recipe: Recipe, gpus: int, shards: int | None = 
     """local: this package on TRL, data parallel. verl: FSDP over all GPUs, fp32 weights, vLLM at half of the memory."""
     b, kl = (4 if recipe.model.dtype == "float32" else 2), int(recipe.training.kl > 0)
     if name == "verl":
-        return Engine("verl", False, 4, 4, 8, 2, shards or gpus, 0.5, True, 1 + kl)
+        return Engine("verl", False, 4, 4, 8, 2, shards or gpus, False, 0.5, True, 1 + kl)
     vllm = 0.3 if recipe.rollout.engine == "vllm" else 0.0  # TRL's default beside training
-    return Engine("local", True, b, b, 2 * b, b, shards or 1, vllm, False, kl)
+    shards = shards or 1
+    return Engine("local", True, b, b, 2 * b, b, shards, gpus > shards == 1, vllm, False, kl)
 
 
 # --- what is to be done -----------------------------------------------------------------------------------------------
@@ -331,7 +333,7 @@ def memory_of(
     else:  # of all places, in the dtype of the pass, with their gradient
         logits = 2.0 * b * shape.vocab * micro * work.tokens(False)
     packed = 4.0 * (shape.layers * shape.block_linear + shape.head) if machine.packed else 0.0
-    state = weights + optimizer + packed + machine.fixed
+    state = weights + optimizer + packed + machine.fixed + (gradients if engine.buckets else 0)
     copy = shape.parameters * b / tp if engine.vllm else 0.0
     if engine.vllm:
         kv = max(0.0, engine.vllm * machine.memory - copy)
@@ -478,7 +480,7 @@ def fit_of(
 
     def of(micro: int) -> Memory:
         return memory_of(
-            shape, work, machine, engine, max(layout.units, micro + 1), layout.prompts, layout.answers, micro, layout.tp
+            shape, work, machine, engine, max(layout.units, micro), layout.prompts, layout.answers, micro, layout.tp
         )
 
     low, high = 0, 1
@@ -500,6 +502,8 @@ def fit_of(
         why.append(
             f"vLLM's weights need {memory.rollout_copy / GB:.0f} GB of its {engine.vllm * machine.memory / GB:.0f}"
         )
+    if memory.update <= machine.memory:  # one micro-batch of all needs no room for the gradients of earlier ones
+        low = max(low, layout.micro)
     return Fit(not why, "; ".join(why), low * work.tokens(engine.shared), answers)
 
 
