@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 PROMPT = 3000  # tokens, where no data are at hand: half of the 6,000 at which public code derived from the paper's cuts
 ANSWER = 311  # tokens, of the paper's policy
 EXAMPLES = 2400  # training rows, of the paper
+TAGS = 9  # tokens of <tag> and </tag> and the line's end, by SmolLM2's tokenizer
 SHOWN = 200  # rows whose prompts are counted
 
 
@@ -155,11 +156,13 @@ def _tokenizer_at_hand(name: str) -> tuple[Any, str]:
 def _answer_tokens(recipe: "Recipe", given: int | None) -> tuple[int, str]:
     if given is not None:
         return given, f"answers of {given:,} tokens (--answer-tokens)"
+    from reczero.reasoning import Template
+
     rollout = recipe.rollout
     if rollout.guided:
-        sections = {"think": 3, "single": 1, "direct": 0}.get(rollout.template.variant, 3)
-        tokens = sections * rollout.template.section_tokens + 48
-        return tokens, f"answers of {tokens} tokens: {sections} full sections, and 48 for tags and rating"
+        sections = len(Template(rollout.template).thinking)
+        tokens = sections * rollout.template.section_tokens + TAGS * (sections + 1)
+        return tokens, f"answers of {tokens} tokens: {sections} full sections, and {TAGS} for each pair of tags"
     tokens = min(ANSWER, rollout.max_tokens)
     return tokens, f"answers of {tokens} tokens (the paper's policy: about {ANSWER}; at most {rollout.max_tokens:,})"
 
@@ -179,6 +182,10 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
         "so a real one takes longer); gathering weights and reducing gradients goes on beside arithmetic, the longer "
         "counts",
     ]
+    if m.dtype == "float32" and not machine.measured and engine == "local":
+        notes.append(
+            "this recipe is in float32, and the peak is that of bf16: times are too short by what lies between"
+        )
     if engine == "verl":
         notes.append(
             "verl: FSDP, weights, gradients and AdamW in fp32 and divided by all GPUs, passes in bf16; every answer "
