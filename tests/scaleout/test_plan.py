@@ -234,7 +234,7 @@ def test_activations_are_what_autograd_keeps(dtype, sizes, kind):
     assert saved_bytes(model, work) == pytest.approx(whole, rel=0.01) and again == 0
     model.gradient_checkpointing_enable({"use_reentrant": False})
     kept, again = activation_bytes(shape_of(model), replace(work, checkpointing=True), True, dtype.itemsize)
-    assert saved_bytes(model, work) == pytest.approx(kept, rel=0.1)
+    assert saved_bytes(model, work) == pytest.approx(kept, rel=0.03)
     assert whole == pytest.approx(3 * again + (kept - 3 * dtype.itemsize * 128 * work.tokens(True)))
 
 
