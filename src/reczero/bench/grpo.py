@@ -180,15 +180,32 @@ def _work(pipe, kind: str, shape: Shape, model: str, repeats: int, rows: int | N
                 pipe.send(asdict(arithmetic))
 
     class Turns(TrainerCallback):
-        began = rollout = 0.0
+        """Seconds of each part of a step; `cpu_` those of this process's threads, which others cannot lengthen much."""
+
+        def __init__(self):
+            self.spent: dict[str, float] = {}
+
+        def count(self, part: str, sign: int) -> None:
+            """Called with -1 where a part begins, with 1 where it ends."""
+            for name, now in ((part, time.perf_counter()), (f"cpu_{part}", time.process_time())):
+                self.spent[name] = self.spent.get(name, 0.0) + sign * now
 
         def on_step_begin(self, *_, **__):
             serve()
-            self.began, self.rollout = time.perf_counter(), 0.0
+            self.spent = {}
+            self.count("step", -1)
+
+        def on_pre_optimizer_step(self, *_, **__):
+            self.count("optimizer", -1)
+
+        def on_optimizer_step(self, *_, **__):
+            self.count("optimizer", 1)
 
         def on_step_end(self, *_, **__):
-            step = time.perf_counter() - self.began
-            pipe.send({"step": step, "rollout": self.rollout, "update": step - self.rollout})
+            self.count("step", 1)
+            for kind in ("", "cpu_"):  # the optimizer's part is in it
+                self.spent[f"{kind}update"] = self.spent[f"{kind}step"] - self.spent[f"{kind}rollout"]
+            pipe.send(self.spent)
 
     turns = Turns()
     with tempfile.TemporaryDirectory() as folder, quiet():
@@ -197,9 +214,9 @@ def _work(pipe, kind: str, shape: Shape, model: str, repeats: int, rows: int | N
         generate = trainer._generate_and_score_completions
 
         def timed(inputs):
-            start = time.perf_counter()
+            turns.count("rollout", -1)
             output = generate(inputs)
-            turns.rollout += time.perf_counter() - start
+            turns.count("rollout", 1)
             return output
 
         trainer._generate_and_score_completions = timed

@@ -14,6 +14,8 @@ SWEEP = (
     *((length, size, False) for size in (4, 16) for length in (200, 1200, 3000)),
 )
 
+TOLERANCE = 0.15  # of a step's time and memory, predicted against measured
+
 
 @app.callback()
 def _() -> None:
@@ -68,6 +70,72 @@ def grpo(
     if json_file:
         json_file.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     _print(result)
+
+
+@app.command()
+def plan(
+    model: Annotated[str, typer.Option(help="A hub name, a local folder, or smollm2-135m.")] = "smollm2-135m",
+    rounds: Annotated[int, typer.Option(min=1, help="Steps measured of each shape; medians count.")] = 3,
+    threads: Annotated[int, typer.Option(min=1, help="More than one are timed by the wall's clock.")] = 1,
+    fit_only: Annotated[
+        bool, typer.Option("--fit-only", help="Measure the profile, and try it at no other shape.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where the profile goes.", show_default="the cache, for `reczero plan --gpu cpu`"),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file.")] = None,
+) -> None:
+    """Fit what `reczero plan` assumes at one shape of a GRPO step, and try the plan at three others.
+
+    Exit code 1 where a step's time or memory is off by more than 15 %. Ten minutes for three rounds.
+
+    Example: reczero bench plan --out machine.json
+    """
+    from reczero.bench.plan import TRIED, check
+    from reczero.files import atomic_file, writing
+    from reczero.scaleout.machines import own_profile
+
+    target = out or own_profile()
+    for path in (json_file, target):
+        if path is not None:
+            with writing(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+    machine, result = check(model, rounds, threads, typer.echo, tried=() if fit_only else TRIED)
+    with atomic_file(target) as file:
+        file.write_text(machine.model_dump_json(indent=2) + "\n", "utf-8")
+    if json_file:
+        json_file.write_text(json.dumps(result | {"machine": machine.model_dump()}, indent=2) + "\n", "utf-8")
+    _print_checked(result)
+    typer.echo(
+        f"fitted: {machine.update_share * machine.flops / 1e9:.0f} GFLOP/s in forward and backward passes "
+        f"({machine.update_share:.0%} of the fastest matrix product), {machine.bandwidth / 1e9:.0f} GB/s in the "
+        f"optimizer, {1000 * machine.step_seconds:.1f} ms a decoding step beside both, "
+        f"{machine.fixed / 2**30:.2f} GiB beside what is counted\nprofile: {target}"
+    )
+    if (worst := result["worst"]) > TOLERANCE:
+        typer.echo(f"error: off by {worst:.0%}, more than {TOLERANCE:.0%}.", err=True)
+        raise typer.Exit(1)
+
+
+def _print_checked(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    clock = "seconds of the processor, one thread" if result["threads"] == 1 else f"{result['threads']} threads"
+    table = Table(title=f"{result['model']}: predicted / measured ({clock})", title_justify="left")
+    for name in ("shape", "rollout, s", "update, s", "step, s", "memory, GiB", "step", "memory"):
+        table.add_column(name, justify="left" if name == "shape" else "right")
+    for row in result["rows"]:
+        p, r, g, n = (row["shape"][key] for key in ("prompt", "answer", "group_size", "groups"))
+        expected, found = row["predicted"], row["measured"]
+        table.add_row(
+            f"P {p}, R {r}, G {g}, {n} groups" + " (fitted)" * row["fitted"],
+            *(f"{expected[part]:.1f} / {found[part]:.1f}" for part in ("rollout", "update", "step")),
+            f"{expected['memory'] / 2**30:.2f} / {found['memory'] / 2**30:.2f}",
+            *(f"{row['ratio'][part] - 1:+.0%}" for part in ("step", "memory")),
+        )  # fmt: skip
+    Console(width=110).print(table)
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from reczero import __version__
-from reczero.cli import bench, compare, data, doctor, export, launch, predict, report, serve, teach, train
+from reczero.cli import bench, compare, data, doctor, export, launch, plan, predict, report, serve, teach, train
 from reczero.errors import UserError, printable
 from reczero.files import write_error
 
@@ -46,6 +46,7 @@ app.command()(teach.teach)
 app.command()(teach.traces)
 app.command()(train.train)
 app.add_typer(launch.app, name="launch")
+app.command()(plan.plan)
 app.command()(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.command()(report.report)

@@ -3,7 +3,7 @@
 from .dataset import EXAMPLES, Dataset, Split, spread
 from .known import Known
 from .origin import About, Origin
-from .prepare import LEAKS, open_data, prepare, prepare_cached, prepare_source
+from .prepare import LEAKS, cached, open_data, prepare, prepare_cached, prepare_source
 from .settings import PrepareSettings, when
 from .sources import PUBLISHED, SOURCES, Published, Source
 
@@ -20,6 +20,7 @@ __all__ = [
     "Published",
     "Source",
     "Split",
+    "cached",
     "open_data",
     "prepare",
     "prepare_cached",

@@ -54,11 +54,16 @@ def prepare_source(
     return prepare_raw(SOURCES[source].read(given, report), out, settings, about, report)
 
 
-def prepare_cached(origin: Origin, settings: PrepareSettings, report: Report = silent) -> Dataset:
-    """As `prepare_source`, in a folder of the cache that belongs to these files and settings: prepared once."""
+def cached(origin: Origin, settings: PrepareSettings) -> Path:
+    """The folder of the cache that belongs to these files and settings, whether it is there or not."""
     mark = hashlib.sha256(f"{origin} {settings.model_dump_json()}".encode()).hexdigest()[:8]
     name = origin.source or Path(origin.dataset or "table").name
-    return prepare_source(origin, cache_dir() / "prepared" / f"{name}-{mark}", settings, report)
+    return cache_dir() / "prepared" / f"{name}-{mark}"
+
+
+def prepare_cached(origin: Origin, settings: PrepareSettings, report: Report = silent) -> Dataset:
+    """As `prepare_source`, in a folder of the cache that belongs to these files and settings: prepared once."""
+    return prepare_source(origin, cached(origin, settings), settings, report)
 
 
 def open_data(name: Path | str) -> Dataset:
