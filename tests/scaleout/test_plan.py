@@ -240,7 +240,7 @@ def test_activations_are_what_autograd_keeps(dtype, sizes, kind):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_weights_gradients_and_optimizer_are_those_of_a_real_step(dtype):
-    model = llama().to(getattr(torch, dtype))
+    model = llama()  # weights that learn are float32, whatever the recipe's dtype
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     model(input_ids=torch.arange(8)[None]).logits.sum().backward()
     optimizer.step()
@@ -277,14 +277,34 @@ def test_peaks_by_hand():
 
 
 def test_data_parallel_keeps_gradients_twice_and_a_group_that_fits_is_told():
-    recipe, shape = load_recipe("reczero-7b"), SHAPES["Qwen/Qwen2.5-7B-Instruct"]
-    one, two = (make_plan(recipe, shape, GPUS["b200"], n, 3000, 311, engine="local")["step"] for n in (8, 16))
+    recipe = load_recipe("reczero-7b", ["rollout.engine=shared-prefix"])
+    shape = SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    one, two = (
+        make_plan(recipe, shape, GPUS["b200"], n, 3000, 311, engine="local", preset="ddp")["step"] for n in (8, 16)
+    )
     assert one["fit"]["fits"] and one["fit"]["most_tokens"] >= 3000 + 8 * 311
     alone = make_plan(recipe, shape, GPUS["b200"], 1, 3000, 311, engine="local")["step"]["memory"]
     # Alone, the gradients of earlier groups lie beside activations; here, all gradients beside their buckets.
-    assert one["memory"]["update"] - alone["update"] == 2 * shape.parameters - alone["activations"] - alone["logits"]
-    assert one["memory"]["rollout"] - alone["rollout"] == 2 * shape.parameters
+    assert one["memory"]["update"] - alone["update"] == 4 * shape.parameters - alone["activations"] - alone["logits"]
+    assert one["memory"]["rollout"] - alone["rollout"] == 4 * shape.parameters
     assert two["memory"] == one["memory"]
+
+
+def test_presets_divide_what_they_say():
+    """Bytes a weight: bf16 and fp32 copies, gradients, two moments; of LoRA the base is whole in bf16."""
+    recipe, shape = load_recipe("reczero-7b"), SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    presets = ("ddp", "zero2", "zero3", "fsdp")
+    found = {
+        p: make_plan(recipe, shape, H100, 8, 3000, 311, engine="local", preset=p)["step"]["memory"] for p in presets
+    }
+    n = shape.parameters
+    kept = {p: (m["weights"] / n, m["gradients"] / n, m["optimizer"] / n) for p, m in found.items()}
+    assert kept == {
+        "ddp": (4, 4, 8), "zero2": (2, 2 / 8, 12 / 8), "zero3": (2 / 8, 2 / 8, 12 / 8), "fsdp": (4 / 8, 4 / 8, 8 / 8)
+    }  # fmt: skip
+    assert found["ddp"]["gathered"] == 2 * n and found["zero2"]["gathered"] == 0 < found["zero3"]["gathered"]
+    default = make_plan(recipe, shape, H100, 8, 3000, 311, engine="local")["step"]
+    assert default["memory"] == found["zero2"] and default["fit"]["fits"]
 
 
 def test_adapters_have_small_gradients_and_optimizer():
@@ -435,7 +455,7 @@ def test_prompts_are_counted_where_data_and_tokenizer_are_at_hand(table, tiny_mo
         (["--gpus", "0"], "--gpus 0"),
         (["--gpus", "12"], "whole nodes"),
         (["--engine", "megatron"], "local or verl"),
-        (["--shard", "3"], "must divide"),
+        (["--preset", "zero2", "--engine", "verl"], "is for --engine local"),
         (
             ["-P", "0", "--answer-tokens", "-5", "--price", "-1"],
             "--prompt-tokens 0: must be above 0; --answer-tokens -5",

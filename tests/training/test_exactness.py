@@ -555,6 +555,20 @@ def test_bfloat16_is_close_to_plain_bfloat16(tokenizer, tmp_path):
     trainer.train()
 
 
+def test_only_the_last_micro_batch_ends_a_step(tokenizer, tmp_path):
+    """DeepSpeed makes an optimizer step in every backward pass that accelerate does not tell to wait."""
+    trainer = trainer_for(exact_norms(tiny("llama", tokenizer)), tokenizer, tmp_path, tokens_per_batch=1, max_steps=2)
+    told, backward = [], trainer.accelerator.backward
+    trainer.accelerator.backward = lambda loss, **more: (
+        told.append(trainer.accelerator.sync_gradients),
+        backward(loss, **more),
+    )
+    trainer.train()
+    assert told.count(True) == 2 and told[-1] and len(told) > 4
+    first = told.index(True)
+    assert not any(told[:first]) and first > 0
+
+
 def test_an_architecture_that_cannot_share_trains_all_the_same(tokenizer, tmp_path):
     model = tiny("gemma2", tokenizer, torch.float32)
     assert "attention" in cannot_share(model)

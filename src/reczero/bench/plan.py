@@ -35,7 +35,7 @@ FITTED = Shape(200, 48, 8, 2)
 TRIED = (Shape(800, 48, 8, 2), Shape(100, 48, 24, 2), Shape(200, 160, 6, 2))
 PARTS = ("rollout", "update", "step", "memory")
 # As the benchmark runs it: fp32, whole weights, rollouts with them, no KL term.
-ENGINE = Engine("local", True, 4, 4, 8, 4, 1, False, 0.0, False, 0)
+ENGINE = Engine("local", True, 4, 4, 8, 4, 1, 1, False, 0.0, False, 0)
 Say = Callable[[str], None]
 
 

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -41,9 +41,9 @@ def plan(
         str | None,
         typer.Option(help="local (this package on TRL) or verl.", show_default="verl on more than one node"),
     ] = None,
-    shard: Annotated[
-        int | None,
-        typer.Option(help="GPUs that weights and optimizer are divided by.", show_default="local: 1, verl: all"),
+    preset: Annotated[
+        Literal["ddp", "zero2", "zero3", "fsdp"] | None,
+        typer.Option(help="--engine local: of `reczero launch accelerate`.", show_default="zero2, ddp on one GPU"),
     ] = None,
     machine: Annotated[
         Path | None,
@@ -73,12 +73,12 @@ def plan(
     examples = loaded.data.train_examples or EXAMPLES
     plans = [
         make_plan(
-            loaded, shape, where, count, prompt, answer, engine=chosen, per_node=gpus_per_node, shards=shard,
+            loaded, shape, where, count, prompt, answer, engine=chosen, per_node=gpus_per_node, preset=preset,
             examples=examples, price=price,
         )
         for count in counts
     ]  # fmt: skip
-    notes = [about_prompt, about_answer, *_assumed(loaded, where, chosen, examples)]
+    notes = [about_prompt, about_answer, *_assumed(loaded, where, chosen, examples, preset)]
     if as_json:
         from dataclasses import asdict
 
@@ -167,7 +167,9 @@ def _answer_tokens(recipe: "Recipe", given: int | None) -> tuple[int, str]:
     return tokens, f"answers of {tokens} tokens (the paper's policy: about {ANSWER}; at most {rollout.max_tokens:,})"
 
 
-def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -> list[str]:
+def _assumed(
+    recipe: "Recipe", machine: "Machine", engine: str, examples: int, preset: str | None
+) -> list[str]:  # fmt: skip
     m, t = recipe.model, recipe.training
     kind = "measured here" if machine.measured else "assumed: no GPU was at hand"
     notes = [
@@ -200,8 +202,8 @@ def _assumed(recipe: "Recipe", machine: "Machine", engine: str, examples: int) -
             else "rollouts with the same weights"
         )
         notes.append(
-            f"local: one process a GPU, each with whole weights (--shard divides them), gradients and AdamW in "
-            f"{m.dtype}; every prompt is computed once; {how}"
+            f"local: one process a GPU, preset {preset or 'zero2 (ddp on one GPU)'}; weights that learn and AdamW in "
+            f"fp32, products in {m.dtype}; every prompt is computed once; {how}"
         )
     if not recipe.training.steps:
         known = recipe.data.train_examples is not None

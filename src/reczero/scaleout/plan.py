@@ -145,13 +145,15 @@ class Engine:
     shared: bool  # the update computes a prompt once
     weights: int
     gradient: int
-    optimizer: int  # both moments of AdamW, in the dtype of the weights
+    optimizer: int  # both moments of AdamW, and DeepSpeed's float32 copy of the weights
     compute: int  # bytes of a number in forward and backward passes, and in the rollout
-    shards: int  # GPUs that weights, gradients and optimizer are divided by
+    shards: int  # GPUs that the weights are divided by
+    state_shards: int  # and those that gradients and optimizer are
     buckets: bool  # data parallel: torch's DDP keeps gradients a second time, in buckets to be reduced
     vllm: float  # share of the memory that vLLM may take; 0: rollouts use the trained weights themselves
     sleeps: bool  # vLLM gives its memory back during the update
     scoring: int  # further forward passes over all answers: the old policy's, with a KL term the reference's
+    cast: int = 0  # autocast's copies of whole weights, which last as long as a pass
 
     @property
     def unit(self) -> str:
@@ -159,14 +161,31 @@ class Engine:
         return "group" if self.shared else "answer"
 
 
-def engine_of(name: EngineName, recipe: Recipe, gpus: int, shards: int | None = None) -> Engine:
-    """local: this package on TRL, data parallel. verl: FSDP over all GPUs, fp32 weights, vLLM at half of the memory."""
+def engine_of(name: EngineName, recipe: Recipe, gpus: int, preset: str | None = None) -> Engine:
+    """local: this package on TRL, by a preset of `reczero launch accelerate`. verl: FSDP over all GPUs, fp32 weights,
+    vLLM at half of the memory.
+
+    Weights that are trained are fp32 and products of the recipe's dtype; under DeepSpeed the fp32 copy is with the
+    optimizer. Frozen weights (LoRA) are of the recipe's dtype.
+    """
     b, kl = (4 if recipe.model.dtype == "float32" else 2), int(recipe.training.kl > 0)
     if name == "verl":
-        return Engine("verl", False, 4, 4, 8, 2, shards or gpus, False, 0.5, True, 1 + kl)
+        return Engine("verl", False, 4, 4, 8, 2, gpus, gpus, False, 0.5, True, 1 + kl)
+    preset = preset or default_preset(gpus)
     vllm = 0.3 if recipe.rollout.engine == "vllm" else 0.0  # TRL's default beside training
-    shards = shards or 1
-    return Engine("local", True, b, b, 2 * b, b, shards, gpus > shards == 1, vllm, False, kl)
+    mixed = b == 2 and not recipe.model.lora
+    shards = gpus if preset in ("zero3", "fsdp") else 1
+    states = 1 if preset == "ddp" else gpus
+    if preset.startswith("zero") and mixed:
+        return Engine("local", True, 2, 2, 12, 2, shards, states, False, vllm, False, kl)
+    kept = 4 if mixed else b
+    cast = 2 if mixed and shards == 1 else 0
+    return Engine("local", True, kept, kept, 2 * kept, b, shards, states, gpus > states, vllm, False, kl, cast)
+
+
+def default_preset(gpus: int) -> str:
+    """As `reczero launch accelerate` has it; one GPU has nothing to divide."""
+    return "zero2" if gpus > 1 else "ddp"
 
 
 # --- what is to be done -----------------------------------------------------------------------------------------------
@@ -289,7 +308,7 @@ class Memory:
     weights: float
     gradients: float
     optimizer: float
-    gathered: float  # whole layers of divided weights, and a layer's gradients, while they are used
+    gathered: float  # whole layers of divided weights and a layer's gradients while they are used; autocast's copies
     activations: float  # of one micro-batch
     logits: float
     rollout_copy: float
@@ -318,12 +337,12 @@ def memory_of(
     each = shape.parameters / engine.shards
     if work.rank:
         weights = each * engine.weights + 4 * learns / engine.shards
-        gradients, optimizer = 4 * learns / engine.shards, 8 * learns / engine.shards
+        gradients, optimizer = 4 * learns / engine.state_shards, 8 * learns / engine.state_shards
     else:
         weights = each * engine.weights
-        gradients, optimizer = learns * engine.gradient / engine.shards, learns * engine.optimizer / engine.shards
+        gradients, optimizer = (learns * size / engine.state_shards for size in (engine.gradient, engine.optimizer))
     block = shape.block_parameters
-    gathered = 0.0
+    gathered = float(shape.parameters * engine.cast)
     if engine.shards > 1:  # a block and the next one, what stands beside the blocks, and the gradients of one block
         gathered = (block + shape.parameters - (shape.layers - 1) * block) * b + block * engine.gradient
     whole, of_one_block = activation_bytes(shape, work, engine.shared, b)
@@ -376,8 +395,9 @@ def update_seconds(
     """Seconds of one update on the busiest GPU, with `units` groups or rows, `micro` at a time.
 
     Divided weights are gathered for each forward and each backward pass of a micro-batch, and gradients reduced; that
-    goes on beside the arithmetic, so the longer of the two counts. Whole weights: gradients are reduced once a step.
-    AdamW reads and writes weights, gradients and both moments: 7 numbers for each parameter.
+    goes on beside the arithmetic, so the longer of the two counts. Whole weights: gradients are reduced once a step, or
+    reduced and the new weights gathered. AdamW reads and writes weights, gradients and both moments: 7 numbers for each
+    parameter.
     """
     shared = engine.shared if shared is None else shared
     rate = machine.flops * machine.update_share
@@ -395,8 +415,8 @@ def update_seconds(
         communication += 2 * collective_seconds(reduced / engine.shards, gpus // engine.shards, 1, machine)
     else:
         communication = 2 * collective_seconds(reduced, gpus, per_node, machine)
-    state = 4 if work.rank else engine.weights  # bytes of a number of the optimizer
-    optimizer = 7 * state * learns / engine.shards / (machine.bandwidth * machine.decode_share)
+    state = 4 if work.rank or engine.optimizer >= 8 else engine.weights  # bytes of a number of the optimizer
+    optimizer = 7 * state * learns / engine.state_shards / (machine.bandwidth * machine.decode_share)
     return {"compute": compute, "communication": communication, "optimizer": optimizer,
             "update": max(compute, communication) + optimizer}  # fmt: skip
 
@@ -546,27 +566,27 @@ def ways_out(
     shape: ModelShape, work: Work, machine: Machine, recipe: Recipe, name: EngineName, gpus: int, per_node: int
 ) -> list[str]:
     """What would fit where this does not: each change alone, in the order of how little it changes."""
-    tried: list[tuple[str, Work, int, int | None]] = []
+    tried: list[tuple[str, Work, int, str | None]] = []
     if not work.checkpointing:
         tried.append(("model.gradient_checkpointing=true", replace(work, checkpointing=True), gpus, None))
     if name == "local" and gpus > 1:
-        tried.append((f"--shard {gpus} (FSDP by accelerate)", work, gpus, gpus))
+        tried += [(f"--preset {preset}", work, gpus, preset) for preset in ("zero2", "fsdp")]
     if not work.rank:
         tried.append(("LoRA (model.lora.rank=32)", replace(work, rank=32, train_layers=None), gpus, None))
     if name == "verl":
         tried += [(f"{more} GPUs", work, more, None) for more in (gpus * 2**i for i in range(1, 7))]
     found: list[str] = []
-    for what, changed, count, shards in tried:
+    for what, changed, count, preset in tried:
         if "GPUs" in what and any("GPUs" in way for way in found):
             continue
-        if plan_step(shape, changed, machine, engine_of(name, recipe, count, shards), count, per_node)["fit"]["fits"]:
+        if plan_step(shape, changed, machine, engine_of(name, recipe, count, preset), count, per_node)["fit"]["fits"]:
             found.append(what)
     return found
 
 
 def make_plan(
     recipe: Recipe, shape: ModelShape, machine: Machine, gpus: int, prompt: int, answer: int, *, engine: EngineName,
-    per_node: int = 8, shards: int | None = None, examples: int = 2400, price: float | None = None,
+    per_node: int = 8, preset: str | None = None, examples: int = 2400, price: float | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """The whole run of a recipe on `gpus` GPUs, as plain numbers: bytes, operations, seconds; money as `price`.
 
@@ -575,17 +595,16 @@ def make_plan(
     """
     mistakes = [f"{what} {value:g}: must be above 0" for what, value in (
         ("--gpus", gpus), ("--gpus-per-node", per_node), ("--prompt-tokens", prompt), ("--answer-tokens", answer),
-        ("--shard", 1 if shards is None else shards),
     ) if value < 1]  # fmt: skip
     if price is not None and not 0 <= price < math.inf:
         mistakes.append(f"--price {price:g}: must be a number from 0 on")
-    if not mistakes and shards and gpus % shards:
-        mistakes.append(f"--shard {shards}: must divide the {gpus} GPUs")
+    if preset and engine == "verl":
+        mistakes.append(f"--preset {preset}: is for --engine local; verl has FSDP")
     if not mistakes and gpus > per_node and gpus % per_node:
         mistakes.append(f"--gpus {gpus}: more than a node's {per_node} must be whole nodes (--gpus-per-node)")
     if mistakes:
         raise UserError("; ".join(mistakes) + ".")
-    chosen = engine_of(engine, recipe, gpus, shards)
+    chosen = engine_of(engine, recipe, gpus, preset)
     work = Work.of(recipe, prompt, answer)
     step = plan_step(shape, work, machine, chosen, gpus, per_node)
     run = _whole_run(recipe, shape, work, machine, chosen, step, gpus, per_node, examples)

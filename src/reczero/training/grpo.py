@@ -67,6 +67,17 @@ def _uneven_rows(accelerator) -> Iterator[None]:
         accelerator.gather = gather
 
 
+@contextmanager
+def _more_to_come(accelerator, model) -> Iterator[None]:
+    """Inside, a backward pass adds to the gradients and no more: no exchange between processes, no optimizer step."""
+    accelerator.gradient_state._set_sync_gradients(False)  # what accelerate tells DeepSpeed, which would make a step
+    try:
+        with accelerator.no_sync(model):
+            yield
+    finally:
+        accelerator.gradient_state._set_sync_gradients(True)
+
+
 def _counted(inputs: dict) -> Tensor:
     """(B, C): 1 where a token counts in the loss."""
     return inputs["completion_mask"] * inputs.get("tool_mask", 1)
@@ -165,7 +176,7 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             share = self._share(micro, inputs)
             weights.append(_counted(micro).sum().item())
             last = i == len(cut) - 1
-            with _uneven_rows(self.accelerator), nullcontext() if last else self.accelerator.no_sync(model):
+            with _uneven_rows(self.accelerator), nullcontext() if last else _more_to_come(self.accelerator, model):
                 self._row = micro.get("row")
                 loss = super()._compute_loss(model, micro) * share
                 if not last:
