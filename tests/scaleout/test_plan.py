@@ -175,6 +175,15 @@ def test_blocks_whose_states_are_kept_cost_nothing():
     assert not_kept - kept == 15 * plan.block_flops(shape, work.tokens(True), work.pairs(True))
 
 
+@pytest.mark.parametrize("engine,kl,passes", [("local", 0, 0), ("local", 0.1, 1), ("verl", 0, 1), ("verl", 0.1, 2)])
+def test_older_policies_cost_a_forward_pass_each(engine, kl, passes):
+    recipe, shape = load_recipe("reczero-7b", [f"training.kl={kl}"]), SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+    work = Work.of(recipe, 500, 311)
+    forward = shape.layers * plan.block_flops(shape, 811, work.pairs(False)) + 2 * shape.head * 311
+    stock = make_plan(recipe, shape, H100, 8, 500, 311, engine=engine)["step"]["flops"]["stock"]
+    assert stock == pytest.approx(64 * (update_flops(shape, work, False) + passes * forward))
+
+
 def test_pairs_and_tokens_by_hand():
     work = Work(1, 2, 3, 2)
     assert (work.tokens(True), work.tokens(False)) == (7, 5)
@@ -273,6 +282,9 @@ def test_peaks_by_hand():
     logits = 3 * 4 * 16 * 4
     assert found.activations == block + final and found.logits == logits
     assert found.update == (4 + 8 + 4) * parameters + 1000 + block + final + logits
+    keys = 2 * 2 * 4 * (3 + 1.5 * 2 * 2)  # a prompt once, and room that grows by halves for the answers
+    prefill = 4 * 3 * (4 * 4 + 3 * 8)
+    assert found.rollout == (4 + 8) * parameters + 1000 + keys + prefill
     assert memory(work, bare, shape=shape, units=1).update == found.update - 4 * parameters  # no earlier gradients
 
 
@@ -382,7 +394,9 @@ def test_a_step_is_rollout_and_update_and_a_run_its_stages():
     assert stages["grpo"]["seconds"] == pytest.approx(20 * step["step"])
     total = sum(s["seconds"] + s["validation"] for s in stages.values())
     assert run["run"]["hours"] == pytest.approx(total / 3600)
-    assert run["run"]["cost"] == pytest.approx(2 * run["run"]["gpu_hours"])
+    assert run["run"]["cost"] == pytest.approx(2 * run["run"]["hours"])
+    eight = make_plan(recipe, SHAPES["smollm2-135m"], GPUS["a10"], 8, 250, 110, engine="local", price=2.0)["run"]
+    assert eight["cost"] == pytest.approx(2 * 8 * eight["hours"])
 
 
 def test_a_time_limit_ends_a_stage():
