@@ -288,13 +288,11 @@ def test_peaks_by_hand():
     assert memory(work, bare, shape=shape, units=1).update == found.update - 4 * parameters  # no earlier gradients
 
 
-def test_data_parallel_keeps_gradients_twice_and_a_group_that_fits_is_told():
-    recipe = load_recipe("reczero-7b", ["rollout.engine=shared-prefix"])
-    shape = SHAPES["Qwen/Qwen2.5-7B-Instruct"]
+def test_data_parallel_keeps_gradients_twice():
+    recipe, shape = load_recipe("reczero-7b"), SHAPES["Qwen/Qwen2.5-7B-Instruct"]
     one, two = (
         make_plan(recipe, shape, GPUS["b200"], n, 3000, 311, engine="local", preset="ddp")["step"] for n in (8, 16)
     )
-    assert one["fit"]["fits"] and one["fit"]["most_tokens"] >= 3000 + 8 * 311
     alone = make_plan(recipe, shape, GPUS["b200"], 1, 3000, 311, engine="local")["step"]["memory"]
     # Alone, the gradients of earlier groups lie beside activations; here, all gradients beside their buckets.
     assert one["memory"]["update"] - alone["update"] == 4 * shape.parameters - alone["activations"] - alone["logits"]
@@ -316,7 +314,8 @@ def test_presets_divide_what_they_say():
     }  # fmt: skip
     assert found["ddp"]["gathered"] == 2 * n and found["zero2"]["gathered"] == 0 < found["zero3"]["gathered"]
     default = make_plan(recipe, shape, H100, 8, 3000, 311, engine="local")["step"]
-    assert default["memory"] == found["zero2"] and default["fit"]["fits"]
+    assert default["memory"] == found["zero2"]
+    assert default["fit"]["fits"] and default["fit"]["most_tokens"] >= 3000 + 8 * 311
 
 
 def test_adapters_have_small_gradients_and_optimizer():
