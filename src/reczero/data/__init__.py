@@ -4,6 +4,7 @@ from .dataset import EXAMPLES, Dataset, Split, spread
 from .known import Known
 from .origin import About, Origin
 from .prepare import LEAKS, open_data, prepare, prepare_cached, prepare_source
+from .raw import WHOLE, Part
 from .settings import PrepareSettings, when
 from .sources import PUBLISHED, SOURCES, Published, Source
 
@@ -12,10 +13,12 @@ __all__ = [
     "LEAKS",
     "PUBLISHED",
     "SOURCES",
+    "WHOLE",
     "About",
     "Dataset",
     "Known",
     "Origin",
+    "Part",
     "PrepareSettings",
     "Published",
     "Source",

@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reczero import __version__
-from reczero.data import Dataset, Split
+from reczero.data import WHOLE, Dataset, Part, Split
 from reczero.errors import BadRequest, UserError
 from reczero.files import atomic_file, held, read_json, separator_of, sha256, write_error, write_json
 from reczero.reasoning import Context
@@ -43,29 +42,6 @@ class Rows(Protocol):
     def portions(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[str, float | None, Any]]]]:
         """(number, rows) of each portion that is not skipped; a row is its id, its true rating if known, and its
         context, or the BadRequest that says why it has none."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One of `of` stretches of the rows, of equal length but for one: the parts, in order, are the whole."""
-
-    number: int = 1
-    of: int = 1
-
-    @classmethod
-    def read(cls, text: str) -> "Part":
-        """From "3/16". Raises UserError."""
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 10**6):
-            raise UserError(f"--part {text}: is written NUMBER/OF, such as 1/16 to 16/16")
-        return cls(int(number), int(of))
-
-    def stretch(self, count: int) -> tuple[int, int]:
-        """The first of `count` rows that belongs to it, and the first after it."""
-        return (self.number - 1) * count // self.of, self.number * count // self.of
-
-
-WHOLE = Part()
 
 
 class Examples:
