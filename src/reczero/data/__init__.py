@@ -3,7 +3,7 @@
 from .dataset import EXAMPLES, Dataset, Split, spread
 from .known import Known
 from .origin import About, Origin
-from .prepare import LEAKS, open_data, prepare, prepare_cached, prepare_source
+from .prepare import LEAKS, join_parts, open_data, prepare, prepare_cached, prepare_part, prepare_source
 from .raw import WHOLE, Part
 from .settings import PrepareSettings, when
 from .sources import PUBLISHED, SOURCES, Published, Source
@@ -23,9 +23,11 @@ __all__ = [
     "Published",
     "Source",
     "Split",
+    "join_parts",
     "open_data",
     "prepare",
     "prepare_cached",
+    "prepare_part",
     "prepare_source",
     "spread",
     "when",
