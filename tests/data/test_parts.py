@@ -10,11 +10,12 @@ from pathlib import Path
 from random import Random
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from published_files import FORMATS, Published, packed
 
 from reczero.cli import main
-from reczero.data import raw
+from reczero.data import raw, staging
 from reczero.data.raw import Quarantine
 
 Run = Callable[..., tuple[int, str]]
@@ -104,18 +105,25 @@ def test_guesses_that_rest_on_all_rows_are_made_at_the_join(run: Run, tmp_path: 
 @pytest.mark.parametrize(
     ("first", "then", "found", "aside"),
     [
-        ("1500000000000", "1400000000", "Unix milliseconds", 39),  # seconds among milliseconds, in whichever part
-        ("garbage", "1500000000000", "Unix milliseconds", 21),
-        ("", "2017-07-14", "dates", 21),
-        ("2017-07-14", "1500000000", "dates", 39),
+        ("1500000000000", "1400000000", "Unix milliseconds", 53),  # seconds among milliseconds, in whichever part
+        ("garbage", "1500000000000", "Unix milliseconds", 7),
+        ("", "2017-07-14", "dates", 7),
+        ("2017-07-14", "1500000000", "dates", 53),
     ],
 )
 def test_what_times_are_is_settled_by_the_first_rows_for_all_parts(
     first: str, then: str, found: str, aside: int, run: Run, tmp_path: Path
 ) -> None:
-    rows = [f"u{n % 5},i{n % 8},{1 + n % 5},{first if n < 21 else then},x" for n in range(60)]
+    rows = [f"u{n % 5},i{n % 8},{1 + n % 5},{first if n < 7 else then},x" for n in range(60)]
     said = same_by_parts(run, tmp_path, 3, "table", table(tmp_path / "t.csv", rows), None, "--max-bad", 1)
     assert f"times: {found}" in said and f"put aside: {aside} rows" in said
+
+
+def test_row_groups_rest_on_the_length_of_all_texts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging, "GROUP_BYTES", 50_000)
+    rows = [f"u{n},i{n},3,{1_500_000_000 + n},{'long ' * 100 if n // 7 % 3 == 2 else 'short'}" for n in range(900)]
+    same_by_parts(run, tmp_path, 3, "table", table(tmp_path / "t.csv", rows), None)
+    assert pq.ParquetFile(tmp_path / "whole" / "interactions.parquet").num_row_groups == 4
 
 
 def bad_rows() -> list[str]:
@@ -264,6 +272,7 @@ def test_a_kill_at_any_moment_costs_no_more_than_the_step(step: str, run: Run, t
     assert process.returncode == -9 and list(tmp_path.glob(sign)) and not out.exists()
     for again in (["--part", "1/2"], ["--part", "2/2"], ["--join", "2"]):
         subprocess.run([*call, *again], check=True, capture_output=True)
+        assert not list(tmp_path.glob(".killed.parts/*/.tmp-*"))  # what the kill left is swept up
     subprocess.run([*call[:-1], str(tmp_path / "whole")], check=True, capture_output=True)
     assert content(out) == content(tmp_path / "whole")
     assert not (tmp_path / ".killed.parts").exists()

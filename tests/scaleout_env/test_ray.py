@@ -22,7 +22,11 @@ import pyarrow.parquet as pq  # it comes with Ray's environment
 RECZERO = os.environ.get("RECZERO_BIN") or shutil.which("reczero")
 EXAMPLE = Path(__file__).parents[2] / "examples" / "predict_on_ray.py"
 PARTS = 3
-pytestmark = pytest.mark.skipif(not RECZERO, reason="RECZERO_BIN names no reczero command")
+ROWS = 2_400  # a part has four portions
+pytestmark = [
+    pytest.mark.skipif(not RECZERO, reason="RECZERO_BIN names no reczero command"),
+    pytest.mark.timeout(900),  # each start of the command imports torch
+]
 
 
 def reczero(*words: object) -> None:
@@ -55,7 +59,7 @@ def model(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("asked") / "asked.jsonl"
-    rows = ({"id": f"r{n}", "history": [], "item": {"title": f"Film {n}"}} for n in range(3_000))
+    rows = ({"id": f"r{n}", "history": [], "item": {"title": f"Film {n}"}} for n in range(ROWS))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -83,7 +87,7 @@ def same_tables(one: Path, other: Path) -> None:
     """But for what is computed in batches of other company, which differs in the last bits."""
     near = ("distribution", "expected")
     ours, theirs = pq.read_table(one), pq.read_table(other)
-    assert ours.drop_columns(near).equals(theirs.drop_columns(near)) and ours.num_rows == 3_000
+    assert ours.drop_columns(near).equals(theirs.drop_columns(near)) and ours.num_rows == ROWS
     assert ours["expected"].to_pylist() == pytest.approx(theirs["expected"].to_pylist(), abs=1e-4)
 
 
