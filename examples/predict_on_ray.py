@@ -60,7 +60,12 @@ def run(words: list[str], folder: str, threads: int) -> None:
 
 def run_all(commands: dict[str, list[str]], options: argparse.Namespace) -> int:
     """Runs the commands of the parts that are left as tasks; returns the exit code."""
-    local = {"include_dashboard": False, "object_store_memory": 100 << 20, "_temp_dir": options.temp_dir}
+    local = {
+        "address": "local",
+        "include_dashboard": False,
+        "object_store_memory": 100 << 20,
+        "_temp_dir": options.temp_dir,
+    }
     where = {"address": options.address} if options.address else local
     ray.init(**where, log_to_driver=False, logging_level="error")
     task = ray.remote(
@@ -116,6 +121,8 @@ def main() -> int:
     words = options.command[1:] if options.command[:1] == ["--"] else options.command
     if options.parts < 1:
         parser.error("--parts: must be 1 or more")
+    if not shutil.which(options.reczero):
+        parser.error(f"--reczero {options.reczero}: no such command; name its path")
     if any(word.partition("=")[0] in ("--part", "--join") for word in words):
         parser.error("--part and --join are given by this program; leave them out")
     names = [f"{number}/{options.parts}" for number in range(1, options.parts + 1)]
@@ -150,4 +157,8 @@ def main() -> int:
 
 if __name__ == "__main__":
     BEGAN = time.monotonic()
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on from here")
+        sys.exit(130)

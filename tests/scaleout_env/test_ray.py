@@ -156,6 +156,30 @@ def test_a_preparation_on_ray_is_that_of_one_process(on_ray: Callable[..., list[
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.csv", "whole"]
 
 
+def test_what_fails_is_tried_again_with_the_cores_of_a_task(tmp_path: Path) -> None:
+    """A command that fails in each part's first try, and writes its threads in the second."""
+    command = tmp_path / "reczero"
+    command.write_text(
+        "#!/bin/sh\n"
+        'if [ "$1" = join ]; then shift; cat "$1" "$2" > "$4"; exit; fi\n'
+        'table="$5"\n'
+        'if [ ! -e "$table.tried" ]; then touch "$table.tried"; echo "out of luck" >&2; exit 1; fi\n'
+        'echo "$3 $OMP_NUM_THREADS" > "$table"\n'  # predict --part 1/2 -o TABLE
+    )
+    command.chmod(0o755)
+    temporary = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    options = ["--parts", "2", "--cpus", "2", "--temp-dir", temporary, "--reczero", str(command)]
+    for retries, code in (("0", 1), ("1", 0)):
+        for left in tmp_path.glob(".out.parquet.ray/*"):
+            left.unlink()
+        words = [*options, "--retries", retries, "predict", "-o", str(tmp_path / "out.parquet")]
+        done = subprocess.run([sys.executable, str(EXAMPLE), *words], capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert done.stderr.count("out of luck") == (2 if code else 0)
+    assert (tmp_path / "out.parquet").read_text() == "1/2 2\n2/2 2\n"
+    shutil.rmtree(temporary)
+
+
 def test_mistakes_are_told_once_and_not_tried_again(
     on_ray: Callable[..., list[str]], model: Path, asked: Path, tmp_path: Path
 ) -> None:
