@@ -156,6 +156,22 @@ def test_a_preparation_on_ray_is_that_of_one_process(on_ray: Callable[..., list[
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "t.csv", "whole"]
 
 
+def test_a_command_ends_with_its_worker_even_where_no_ray_is_left_to_end_it() -> None:
+    code = f"import sys; sys.path.insert(0, {str(EXAMPLE.parent)!r}); from predict_on_ray import run; "
+    code += "run(['sleep', '123.456'], '/', 1)"
+
+    def sleeping() -> list[int]:
+        return [pid for pid, (_, command) in parents().items() if command == "sleep 123.456 "]
+
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as worker:
+        until(sleeping, worker)
+        worker.kill()
+    deadline = time.monotonic() + 10
+    while left := sleeping():
+        assert time.monotonic() < deadline, left
+        time.sleep(0.01)
+
+
 def test_what_fails_is_tried_again_with_the_cores_of_a_task(tmp_path: Path) -> None:
     """A command that fails in each part's first try, and writes its threads in the second."""
     command = tmp_path / "reczero"
