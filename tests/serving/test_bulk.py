@@ -162,9 +162,67 @@ def test_the_parts_are_the_whole(predictor, data, guided_dir, table, tmp_path, c
         near = ["distribution", "expected"]  # computed in batches of other company
         assert union.drop(near).equals(whole.drop(near)) and union.height > 30
         assert union["expected"].to_list() == pytest.approx(whole["expected"].to_list(), abs=1e-4)
+        for suffix in ("parquet", "csv"):  # in whatever order they are named
+            out = tmp_path / f"{name}-joined.{suffix}"
+            assert main.run(["join", *map(str, reversed(files)), "-o", str(out)]) == 0
+            assert f"{union.height} rows, 0 malformed answers" in capsys.readouterr().out
+            before = out.read_bytes()
+            assert (
+                main.run([*command, "-o", str(out)]) == 0 and main.run(["join", *map(str, files), "-o", str(out)]) == 0
+            )
+            assert capsys.readouterr().err.count("is there already") == 2 and out.read_bytes() == before
+        joined = pl.read_parquet(tmp_path / f"{name}-joined.parquet")
+        assert joined.equals(union) and pl.read_csv(out)["example_id"].equals(union["example_id"])
     for wrong in ("0/3", "4/3", "1", "a/b", "-1/3"):
         assert main.run([*command, "--part", wrong, "-o", str(tmp_path / "o.csv")]) == 2
         assert "is written NUMBER/OF" in capsys.readouterr().err
+
+
+def test_more_parts_than_rows(guided_dir, tmp_path, capsys):
+    """The share of some is empty, and they take their place."""
+    (tmp_path / "asked.jsonl").write_text('{"history": [], "item": {"title": "A"}}\n' * 2)
+    command = ["predict", str(guided_dir), str(tmp_path / "asked.jsonl")]
+    files = [str(tmp_path / f"{k}.parquet") for k in (1, 2, 3)]
+    for k, file in enumerate(files, 1):
+        assert main.run([*command, "--part", f"{k}/3", "-o", file]) == 0
+    assert sorted(pl.read_parquet(file).height for file in files) == [0, 1, 1]
+    assert main.run(["join", *files, "-o", str(tmp_path / "all.parquet")]) == 0
+    assert pl.read_parquet(tmp_path / "all.parquet")["example_id"].to_list() == ["0", "1"]
+    for k, file in enumerate(files, 1):
+        assert main.run([*command, "--part", f"{k}/3", "-o", file[:-7] + "csv"]) == 0
+
+
+def test_tables_that_are_no_whole_are_not_joined(guided_dir, table, tmp_path, capsys):
+    def part(of, name, split="test"):
+        words = ["predict", str(guided_dir), str(table), "--split", split, "--part", of, "-o", str(tmp_path / name)]
+        assert main.run(words) == 0
+        return str(tmp_path / name)
+
+    a, b, again, other = (
+        part("1/3", "a.parquet"),
+        part("2/3", "b.parquet"),
+        part("2/3", "c.parquet"),
+        part("1/2", "d.parquet"),
+    )
+    validation, csv = part("3/3", "e.parquet", "validation"), part("3/3", "f.csv")
+    whole = str(tmp_path / "whole.parquet")
+    assert main.run(["predict", str(guided_dir), str(table), "-o", whole]) == 0
+    (tmp_path / "there.csv").write_text("x\n1\n")
+    capsys.readouterr()
+    for tables, out, says in (
+        ([a, b], "o.parquet", "parts 3/3 are missing; make them with --part"),
+        ([a, b, again], "o.parquet", "c.parquet: is part 2/3, and so is"),
+        ([a, b, validation], "o.parquet", "e.parquet: is no part of what"),
+        ([other, b], "o.parquet", "b.parquet: is no part of what"),
+        ([csv, b], "o.parquet", "f.csv: is no Parquet that `reczero predict --part` wrote"),
+        ([whole], "o.parquet", "whole.parquet: is no Parquet that"),
+        ([a, "none.parquet"], "o.parquet", "none.parquet: no such file"),
+        ([a, b], "o.txt", "must end on"),
+        ([a, b, part("3/3", "g.parquet")], "there.csv", "exists, and not of these parts"),
+    ):
+        assert main.run(["join", *tables, "-o", str(tmp_path / out)]) == 2
+        assert says in capsys.readouterr().err
+    assert not (tmp_path / "o.parquet").exists()
 
 
 def test_mistakes_of_the_command_are_told(guided_dir, table, tmp_path, capsys):

@@ -155,6 +155,24 @@ def prepare(
     seed: Annotated[
         int | None, typer.Option(help="Of the random split and the sample of users.", show_default="0")
     ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Only read and check this share of the rows, such as 3/16, for --join: 16 workers can take one each.",
+            show_default=False,
+            metavar="K/N",
+        ),
+    ] = None,
+    join: Annotated[
+        int | None,
+        typer.Option(
+            help="Make it of the N parts that --part left beside --out.",
+            show_default=False,
+            metavar="N",
+            min=1,
+            max=10**6,
+        ),
+    ] = None,
 ) -> None:
     """Split ratings by time and make an example of each, with all that was known the moment before.
 
@@ -163,14 +181,19 @@ def prepare(
     Example: reczero data prepare --source amazon2018 --reviews Books_5.json.gz --items meta_Books.json.gz
 
     Example: reczero data prepare --source table --reviews ratings.csv --items films.csv --out data/mine
+
+    Example: reczero data prepare ml-100k --out data/ml-100k --part 1/2 (and 2/2, elsewhere; then --join 2)
     """
     from pydantic import ValidationError
 
     from reczero.cli.progress import Progress
-    from reczero.data import PUBLISHED, SOURCES, prepare_source
+    from reczero.data import PUBLISHED, SOURCES, Part, join_parts, prepare_part, prepare_source
     from reczero.errors import UserError
     from reczero.recipes import DataRecipe, load_recipe, shipped
 
+    if part and join:
+        raise UserError("--part and --join: first every part, then the join; give one of them.")
+    share = Part.read(part) if part else None
     is_data = name in {**PUBLISHED, **SOURCES}
     if name and not recipe and not is_data and (name in shipped() or name.endswith((".yaml", ".yml"))):
         name, recipe = None, name
@@ -194,8 +217,18 @@ def prepare(
         raise UserError("; ".join(_mistake(e) for e in error.errors())) from error
     folder = out or Path("data") / (name or (Path(recipe).stem if recipe else "") or source or "table")
     with Progress() as progress:
-        dataset = prepare_source(data.origin, folder, data.settings, progress.moved)
-    _tell(dataset)
+        if share:
+            there = prepare_part(data.origin, folder, share, data.settings, progress.moved)
+        elif join:
+            dataset = join_parts(data.origin, folder, join, data.settings, progress.moved)
+        else:
+            dataset = prepare_source(data.origin, folder, data.settings, progress.moved)
+    if not share:
+        _tell(dataset)
+    elif there == folder:
+        typer.echo(f"{folder}: is there already, made of the same files with the same options")
+    else:
+        typer.echo(f"{there}: part {part} is there; when all are: the same command with --join {share.of}")
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

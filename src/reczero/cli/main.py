@@ -52,6 +52,7 @@ app.add_typer(bench.app, name="bench")
 app.command()(report.report)
 app.command()(export.export)
 app.command()(predict.predict)
+app.command()(predict.join)
 app.command()(serve.recommend)
 app.command()(serve.serve)
 

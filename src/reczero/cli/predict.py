@@ -1,7 +1,7 @@
 """`reczero predict`: a table of predictions, over night if need be."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -56,7 +56,8 @@ def predict(
     keep_freed_memory()
     predictor = open_predictor(model, what if is_data else data, endpoint, endpoint_model)
 
-    from reczero.serving.bulk import Examples, Part, Requests, Rows, predict_file
+    from reczero.data import WHOLE, Part
+    from reczero.serving.bulk import Examples, Requests, Rows, predict_file
 
     share = Part.read(part)
     with Progress() as progress:
@@ -66,15 +67,35 @@ def predict(
                 rows = Examples(open_data(what), None if split == "all" else split or "test", share)
             else:
                 rows = Requests(Path(what), predictor, share)
-            if not rows.count:
-                whose = f"split {split or 'test'}" if part == "1/1" else f"part {part}"
-                raise UserError(f"{what}: has no rows of {whose}")
+            if not rows.count and share == WHOLE:
+                raise UserError(f"{what}: has no rows of split {split or 'test'}")
             found = predict_file(predictor, rows, out, batch_size, progress.say, progress.report)
         except KeyboardInterrupt:
             progress.say("interrupted; the same command goes on from here")
             raise
+    _tell(out, found)
+    if found["failed"] == found["rows"] > 0:
+        raise UserError(f"{what}: not one row could be asked; {out} says why of each")
+
+
+def join(
+    tables: Annotated[
+        list[Path],
+        typer.Argument(help="What `reczero predict --part` wrote to .parquet, all parts.", metavar="TABLE…"),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The table to write, .parquet or .csv.", show_default=False)],
+) -> None:
+    """Put the tables of all parts of a prediction together, as one process would have written them.
+
+    Example: reczero join part-*.parquet -o predictions.parquet
+    """
+    from reczero.serving.bulk import join_tables
+
+    found = join_tables(tables, out, lambda text: typer.echo(text, err=True))
+    _tell(out, found)
+
+
+def _tell(out: Path, found: dict[str, Any]) -> None:
     typer.echo(f"{out}: {found['rows']:,} rows, {found['malformed']:,} malformed answers", nl=not found["failed"])
     if found["failed"]:
         typer.echo(f", {found['failed']:,} rows that could not be asked (the first: {found['first']})")
-    if found["failed"] == found["rows"]:
-        raise UserError(f"{what}: not one row could be asked; {out} says why of each")

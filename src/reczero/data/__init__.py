@@ -3,7 +3,8 @@
 from .dataset import EXAMPLES, Dataset, Split, spread
 from .known import Known
 from .origin import About, Origin
-from .prepare import LEAKS, cached, open_data, prepare, prepare_cached, prepare_source
+from .prepare import LEAKS, cached, join_parts, open_data, prepare, prepare_cached, prepare_part, prepare_source
+from .raw import WHOLE, Part
 from .settings import PrepareSettings, when
 from .sources import PUBLISHED, SOURCES, Published, Source
 
@@ -12,18 +13,22 @@ __all__ = [
     "LEAKS",
     "PUBLISHED",
     "SOURCES",
+    "WHOLE",
     "About",
     "Dataset",
     "Known",
     "Origin",
+    "Part",
     "PrepareSettings",
     "Published",
     "Source",
     "Split",
     "cached",
+    "join_parts",
     "open_data",
     "prepare",
     "prepare_cached",
+    "prepare_part",
     "prepare_source",
     "spread",
     "when",

@@ -19,13 +19,13 @@ from reczero.reasoning import Scale
 from .context import contexts, write_examples
 from .dataset import FILES, FORMAT, QUARANTINE, Dataset
 from .origin import About, Origin, locate
-from .raw import Quarantine, RawFile, Report, silent
+from .parts import Parts, remove_parts, write_part
+from .raw import Part, Quarantine, RawFile, Report, silent
 from .settings import PrepareSettings, when
-from .sources import PUBLISHED, SOURCES, Raw
+from .sources import PUBLISHED, SOURCES, Given, Raw
 from .splits import SPLITS, choose_targets, split_rows
-from .staging import Staging
-from .store import check_agreement, in_order, read_interactions, stage_items, write_interactions, write_items
-from .tables import INTERACTIONS, ITEMS, Checker, Clock, ScaleRule
+from .store import check_agreement, in_order, stage_interactions, stage_items, write_interactions, write_items
+from .tables import Clock, ScaleRule
 
 STAGED = ".staged"
 LEAKS = "split random leaks: an example's context may hold what happened after it; take another split for any claim"
@@ -40,18 +40,56 @@ def prepare_source(
     Raises UserError.
     """
     settings = settings or PrepareSettings()
+    source, given, about, there = _found(origin, out, settings, report)
+    return there or prepare_raw(SOURCES[source].read(given, report), out, settings, about, report)
+
+
+def prepare_part(
+    origin: Origin | str, out: Path, part: Part, settings: PrepareSettings | None = None, report: Report = silent
+) -> Path:
+    """Read and check the share `part` of what `prepare_source` would read, and leave it beside `out`, all or nothing,
+    for `join_parts`. Returns where; `out` where the whole data set is there already, and a part that is there is not
+    made again. Raises UserError.
+    """
+    settings = settings or PrepareSettings()
+    source, given, about, there = _found(origin, out, settings, report)
+    if there:
+        return out
+    raw = SOURCES[source].read(given, report)
+    _check_timed(raw, settings)
+    return write_part(raw, out, part, _provenance(about, settings))
+
+
+def join_parts(
+    origin: Origin | str, out: Path, of: int, settings: PrepareSettings | None = None, report: Report = silent
+) -> Dataset:
+    """As `prepare_source`, byte for byte, from the `of` parts that `prepare_part` left; they are removed. Raises
+    UserError for parts that are missing, damaged, or made of other files or with other settings.
+    """
+    settings = settings or PrepareSettings()
+    source, given, about, there = _found(origin, out, settings, report)
+    if not there:
+        parts = Parts.find(out, of, _provenance(about, settings))
+        there = prepare_raw(SOURCES[source].read(given, report), out, settings, about, report, parts)
+    remove_parts(out, of)
+    return there
+
+
+def _found(
+    origin: Origin | str, out: Path, settings: PrepareSettings, report: Report
+) -> tuple[str, Given, About, Dataset | None]:
+    """What `locate` finds, and the data set in `out` where it is exactly this."""
     origin = Origin(dataset=origin) if isinstance(origin, str) else origin
     _check_replaceable(out)
     source, given, about = locate(origin, report)
-    made = _provenance(about, settings)
     if (out / "dataset.json").is_file():
         try:
             there = Dataset.open(out)
-            if made.items() <= there.info.items() and there.is_intact():
-                return there
+            if _provenance(about, settings).items() <= there.info.items() and there.is_intact():
+                return source, given, about, there
         except UserError:
-            pass  # damaged or of an older format: made anew below
-    return prepare_raw(SOURCES[source].read(given, report), out, settings, about, report)
+            pass  # damaged or of an older format: made anew
+    return source, given, about, None
 
 
 def cached(origin: Origin, settings: PrepareSettings) -> Path:
@@ -101,26 +139,25 @@ def prepare(
     return prepare_raw(raw, out, settings or PrepareSettings(), about or About())
 
 
-def prepare_raw(raw: Raw, out: Path, settings: PrepareSettings, about: About, report: Report = silent) -> Dataset:
+def prepare_raw(
+    raw: Raw, out: Path, settings: PrepareSettings, about: About, report: Report = silent, parts: "Parts | None" = None
+) -> Dataset:
     """Write interactions.parquet, items.parquet, examples.parquet, dataset.json and, where there were bad rows,
     quarantine.jsonl to `out`, all or nothing.
 
     The same rows in another order give the same bytes. Of repeated ratings of an item by a user the earliest is kept.
     Which rows become examples, and their split, is settled by `settings`; contexts rest on all rows that were earlier.
-    Raises UserError for too many bad rows, no rows left, or an `out` that holds something else.
+    The rows are those of `parts`, if there are any, and are read otherwise. Raises UserError for too many bad rows, no
+    rows left, or an `out` that holds something else.
     """
     _check_replaceable(out)
-    if not raw.timed and settings.split != "random":
-        raise UserError(
-            f"{raw.reviews.name or 'interactions'}: no column for the time, so what was known before a rating can't be "
-            "told. Name it: --columns timestamp=… ; or take --split random, which leaks."
-        )
+    _check_timed(raw, settings)
     quarantine = raw.reviews.quarantine
     with atomic_dir(out, ours="dataset.json") as folder:
         (folder / STAGED).mkdir()
-        texts = Staging(folder / STAGED / "texts", {name: INTERACTIONS[name] for name in ("review", "summary")})
-        check = Checker(raw.scale, raw.reviews, raw.clock, raw.timed, raw.unescape)
-        rows, read = read_interactions(raw.interactions, check, texts)
+        stage = (parts.interactions, parts.items) if parts else (stage_interactions, stage_items)
+        rows, texts = stage[0](raw, folder / STAGED)
+        read = rows.height
         quarantine.check("interactions", read, settings.max_bad)
         if not read:
             raise UserError(f"{raw.reviews.name or 'interactions'}: the table has no rows.")
@@ -131,8 +168,7 @@ def prepare_raw(raw: Raw, out: Path, settings: PrepareSettings, about: About, re
         told = partial(report, "writing interactions")
         write_interactions(folder / "interactions.parquet", ratings, kept, read, texts if with_text else None, told)
 
-        staged = Staging(folder / STAGED / "items", ITEMS)
-        listed = stage_items(raw.items, raw.item_file, raw.unescape, staged)
+        listed, staged = stage[1](raw, folder / STAGED)
         quarantine.check("items", listed.height, settings.max_bad)
         if not raw.items_vary:
             check_agreement(listed)
@@ -167,6 +203,14 @@ def prepare_raw(raw: Raw, out: Path, settings: PrepareSettings, about: About, re
         info |= {"counts": counts, "files": {file: sha256(folder / file) for file in FILES}}
         write_json(folder / "dataset.json", info)
     return Dataset.open(out)
+
+
+def _check_timed(raw: Raw, settings: PrepareSettings) -> None:
+    if not raw.timed and settings.split != "random":
+        raise UserError(
+            f"{raw.reviews.name or 'interactions'}: no column for the time, so what was known before a rating can't be "
+            "told. Name it: --columns timestamp=… ; or take --split random, which leaks."
+        )
 
 
 def _provenance(about: About, settings: PrepareSettings) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import ast
 import codecs
 import csv
 import gzip
+import heapq
 import io
 import json
 import tempfile
@@ -15,7 +16,7 @@ import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -47,6 +48,34 @@ _HINTS = {  # by a part of the reason
 }
 
 
+@dataclass(frozen=True)
+class Part:
+    """One of `of` shares of the work, from 1: the parts together are the whole."""
+
+    number: int = 1
+    of: int = 1
+
+    @classmethod
+    def read(cls, text: str) -> "Part":
+        """From "3/16". Raises UserError."""
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 10**6):
+            raise UserError(f"--part {text}: is written NUMBER/OF, such as 1/16 to 16/16")
+        return cls(int(number), int(of))
+
+    def stretch(self, count: int) -> tuple[int, int]:
+        """The first of `count` rows that belongs to it, and the first after it: shares of one stretch each, in order,
+        of equal length but for one."""
+        return (self.number - 1) * count // self.of, self.number * count // self.of
+
+    def has(self, batch: int) -> bool:
+        """Whether batch `batch`, from 0, belongs to it: shares in turn, for which nothing needs to be counted first."""
+        return batch % self.of == self.number - 1
+
+
+WHOLE = Part()
+
+
 class Quarantine:
     """Rows that could not be used: counted by reason, and kept as JSON lines for `quarantine.jsonl`.
 
@@ -60,16 +89,26 @@ class Quarantine:
 
     def add(self, table: str, file: str, line: int, reason: str, text: Any) -> None:
         """`reason` is counted up to its first bracket, which may hold details of the one row."""
-        kind, _, detail = reason.partition(" (")
-        self._reasons.setdefault(table, Counter())[kind] += 1
-        first = f"{file}, line {line}" if file else f"row {line}"
-        self._first.setdefault((table, kind), f"{first}: {detail.removesuffix(')')}" if detail else first)
         if isinstance(text, bytes):
             text = text.decode("utf-8", "replace")
         elif not isinstance(text, str):
             text = json.dumps(text, ensure_ascii=False, default=str)
-        row = {"file": file, "line": line, "reason": reason, "text": text.rstrip("\r\n")[:SNIPPET]}
+        self._put(table, {"file": file, "line": line, "reason": reason, "text": text.rstrip("\r\n")[:SNIPPET]})
+
+    def _put(self, table: str, row: dict[str, Any]) -> None:
+        kind, _, detail = row["reason"].partition(" (")
+        self._reasons.setdefault(table, Counter())[kind] += 1
+        first = f"{row['file']}, line {row['line']}" if row["file"] else f"row {row['line']}"
+        self._first.setdefault((table, kind), f"{first}: {detail.removesuffix(')')}" if detail else first)
         self._kept.write(json.dumps(row).encode() + b"\n")
+
+    def take(self, table: str, files: Sequence[Path]) -> None:
+        """Adds what the parts of one table put aside, each `save`d to its file, in the order of a single reading."""
+        with ExitStack() as stack:
+            parts = [map(json.loads, stack.enter_context(file.open("rb"))) for file in files if file.exists()]
+            # Each batch stands in one part, and all lines of a batch come before all lines of the next.
+            for row in heapq.merge(*parts, key=lambda row: row["line"]):
+                self._put(table, row)
 
     def counts(self, table: str) -> dict[str, int]:
         """reason -> rows, the most frequent first."""
@@ -111,7 +150,10 @@ class Layout(NamedTuple):
 
 @dataclass
 class RawFile:
-    """One raw file. `member`: the names that it may have in a .zip with several files; `table`: which one it holds."""
+    """One raw file. `member`: the names that it may have in a .zip with several files; `table`: which one it holds.
+
+    `part`: only its batches are made, and only their bad rows put aside; all are until `settled`.
+    """
 
     path: Path
     table: Literal["interactions", "items"] = "interactions"
@@ -119,6 +161,9 @@ class RawFile:
     report: Report = silent
     member: tuple[str, ...] = ()
     encoding: str = "utf-8"
+    part: Part = WHOLE
+    settled: Callable[[], bool] = field(default=lambda: True)
+    ours: bool = field(default=True, init=False)  # the batch that was read last
     _tell: Callable[[], int] = field(default=lambda: 0, init=False)
     _text_of: Callable[[int], Any] | None = field(default=None, init=False)
 
@@ -128,14 +173,20 @@ class RawFile:
         return self.member[0] if self.member and self.path.suffix == ".zip" else self.path.name
 
     def bad(self, line: int, reason: str, text: Any) -> None:
-        """Puts a row aside."""
-        self.quarantine.add(self.table, self.name, line, reason, text)
+        """Puts a row aside, if it is of our part."""
+        if self.ours:
+            self.quarantine.add(self.table, self.name, line, reason, text)
 
     def bad_row(self, batch: pl.DataFrame, at: int, reason: str, column: str | None = None) -> None:
         """Puts aside the row `at` of the batch that was read last, as it stands in the file. column: what is wrong."""
         if column is not None:
             reason += f" ({str(batch[column][at])[:40]!r})"
         self.bad(batch["line"][at], reason, self._text_of(at) if self._text_of else batch.row(at, named=True))
+
+    def wanted(self, batch: int) -> bool:
+        """Whether to make batch `batch` (from 0), which is read now."""
+        self.ours = self.part.has(batch)
+        return self.ours or not self.settled()
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
@@ -256,6 +307,8 @@ def column_names(file: RawFile, layout: Layout | None = None) -> list[str]:
         return _json_keys(file)
     layout = layout or guess_layout(file)
     for _, row in _text_rows(file, layout, None):
+        if isinstance(row, _Bad):
+            continue
         return [name.strip() for name in row] if layout.header else [f"#{n}" for n in range(1, len(row) + 1)]
     raise UserError(f"{file.path}: is empty.")
 
@@ -301,18 +354,27 @@ def _frame(lines: Sequence[int], values: Mapping[str, list[Any]]) -> pl.DataFram
 def _batches(
     file: RawFile, rows: Iterable[tuple[int, int, Any]], make: Callable[[list[int], list[Any]], pl.DataFrame]
 ) -> Iterator[pl.DataFrame]:
-    """Frames of at most `BATCH` rows and about `BATCH_SIZE` characters, out of (line, its length, row)."""
+    """Frames of at most `BATCH` rows and about `BATCH_SIZE` characters, out of (line, its length, row).
+
+    Bad rows are counted like others, and found when a frame is made: where a batch ends shows without decoding it.
+    """
     lines: list[int] = []
     batch: list[Any] = []
-    size = 0
+    number = count = size = 0
+    wanted = file.wanted(number)
     for line, length, row in rows:
-        lines.append(line)
-        batch.append(row)
+        if wanted:
+            lines.append(line)
+            batch.append(row)
+        count += 1
         size += length
-        if len(batch) == BATCH or size > BATCH_SIZE:
+        if count == BATCH or size > BATCH_SIZE:
             file.progress()
-            yield make(lines, batch)
-            lines, batch, size = [], [], 0
+            if wanted:
+                yield make(lines, batch)
+            lines, batch, count, size = [], [], 0, 0
+            number += 1
+            wanted = file.wanted(number)
     if batch:
         yield make(lines, batch)
 
@@ -343,27 +405,31 @@ def _json_batches(file: RawFile, columns: Mapping[str, str], literal: bool) -> I
     row_type = msgspec.defstruct("Row", fields, gc=False)
     decode = msgspec.json.Decoder(row_type).decode
 
-    def rows() -> Iterator[tuple[int, int, Any]]:
-        for number, line in file.lines():
+    def make(lines: list[int], batch: list[bytes]) -> pl.DataFrame:
+        numbers, rows, texts = [], [], []
+        for number, line in zip(lines, batch, strict=True):
             try:
-                yield number, len(line), (decode(line), line)
+                row = decode(line)
             except (ValueError, RecursionError) as error:
                 found = _literal(line) if literal else None
                 if found is not None:
                     row = row_type(**{name: found.get(key) for name, key in columns.items()})
-                    yield number, len(line), (row, line)
                 elif isinstance(error, msgspec.ValidationError):
                     file.bad(number, f"wrong kind of value ({error})", line)
+                    continue
                 elif isinstance(error, UnicodeDecodeError):
                     file.bad(number, f"not UTF-8 text ({error.reason})", line)
+                    continue
                 else:
                     file.bad(number, f"not JSON ({error})", line)
+                    continue
+            numbers.append(number)
+            rows.append(row)
+            texts.append(line)
+        file._text_of = texts.__getitem__
+        return _frame(numbers, {name: [getattr(row, name) for row in rows] for name in columns})
 
-    def make(lines: list[int], batch: list[Any]) -> pl.DataFrame:
-        file._text_of = lambda at: batch[at][1]
-        return _frame(lines, {name: [getattr(row, name) for row, _ in batch] for name in columns})
-
-    yield from _batches(file, rows(), make)
+    yield from _batches(file, ((number, len(line), line) for number, line in file.lines()), make)
 
 
 def _literal(line: bytes) -> dict[str, Any] | None:
@@ -400,7 +466,14 @@ class _Lines:
         self.number -= len(self.record) - 1
 
 
-def _text_rows(file: RawFile, layout: Layout, expected: int | None) -> Iterator[tuple[int, list[str]]]:
+class _Bad(NamedTuple):
+    """A record that is none."""
+
+    reason: str
+    text: str
+
+
+def _text_rows(file: RawFile, layout: Layout, expected: int | None) -> Iterator[tuple[int, list[str] | _Bad]]:
     """(line it begins on, fields) of every record, the header among them. `expected` fields, or it is a bad row."""
     with file.opened() as content:
         # Bytes that are not of the encoding become lone surrogates, which are found when a column is made.
@@ -424,7 +497,7 @@ def _text_rows(file: RawFile, layout: Layout, expected: int | None) -> Iterator[
                 lines.put_back()
                 row = first.rstrip("\r\n").split(layout.separator)
                 if not (layout.separator == "\t" and len(row) == expected):  # tab-separated text is often unquoted
-                    file.bad(begins, f"quotes that do not close ({error})", first)
+                    yield begins, _Bad(f"quotes that do not close ({error})", first)
                     continue
                 yield begins, row
                 continue
@@ -434,9 +507,8 @@ def _text_rows(file: RawFile, layout: Layout, expected: int | None) -> Iterator[
             if not row or (len(row) == 1 and not row[0].strip()):
                 continue
             if expected is not None and len(row) != expected:
-                file.bad(
-                    begins, f"wrong number of fields ({len(row)} where {expected} are expected)", "".join(lines.record)
-                )
+                reason = f"wrong number of fields ({len(row)} where {expected} are expected)"
+                yield begins, _Bad(reason, "".join(lines.record))
                 continue
             yield begins, row
 
@@ -444,11 +516,25 @@ def _text_rows(file: RawFile, layout: Layout, expected: int | None) -> Iterator[
 def _text_batches(file: RawFile, columns: Mapping[str, str], layout: Layout) -> Iterator[pl.DataFrame]:
     names = column_names(file, layout)
     places = {name: names.index(key) for name, key in columns.items() if key in names}
-    records = _text_rows(file, layout, len(names))
-    if layout.header:
-        next(records, None)
 
-    def make(lines: list[int], batch: list[list[str]]) -> pl.DataFrame:
+    def rows() -> Iterator[tuple[int, int, list[str] | _Bad]]:
+        header = layout.header
+        for line, row in _text_rows(file, layout, len(names)):
+            if header and not isinstance(row, _Bad):
+                header = False
+                continue
+            yield line, sum(map(len, row)), row
+
+    def make(lines: list[int], batch: list[list[str] | _Bad]) -> pl.DataFrame:
+        good: list[tuple[int, list[str]]] = []
+        for line, row in zip(lines, batch, strict=True):
+            if isinstance(row, _Bad):
+                file.bad(line, *row)
+            else:
+                good.append((line, row))
+        return frame([line for line, _ in good], [row for _, row in good])
+
+    def frame(lines: list[int], batch: list[list[str]]) -> pl.DataFrame:
         file._text_of = lambda at: _joined(batch[at], layout)
         try:
             values = {name: pl.Series(name, [row[at] for row in batch], pl.String) for name, at in places.items()}
@@ -459,10 +545,10 @@ def _text_batches(file: RawFile, columns: Mapping[str, str], layout: Layout) -> 
                     text = _joined(row, layout).encode("utf-8", "surrogateescape")
                     file.bad(line, f"not {file.encoding.upper()} text (bytes of another encoding)", text)
             kept = [(line, row) for line, row, good in zip(lines, batch, whole, strict=True) if good]
-            return make([line for line, _ in kept], [row for _, row in kept])
+            return frame([line for line, _ in kept], [row for _, row in kept])
         return pl.DataFrame([pl.Series("line", lines, pl.Int64), *values.values()])
 
-    yield from _batches(file, ((line, sum(map(len, row)), row) for line, row in records), make)
+    yield from _batches(file, rows(), make)
 
 
 def _joined(row: list[str], layout: Layout) -> str:
@@ -500,11 +586,13 @@ def _parquet_batches(file: RawFile, columns: Mapping[str, str]) -> Iterator[pl.D
     size = sum(opened.metadata.row_group(n).total_byte_size for n in range(opened.num_row_groups))
     rows = max(100, min(BATCH, BATCH_SIZE * total // max(size, 1)))
     try:
-        for batch in opened.iter_batches(rows, columns=list(there.values())):
-            frame = pl.DataFrame(pl.from_arrow(batch))
-            lines = pl.Series("line", range(seen + 1, seen + frame.height + 1), pl.Int64)
-            seen += frame.height
+        for number, batch in enumerate(opened.iter_batches(rows, columns=list(there.values()))):
+            seen += batch.num_rows
             file.report(f"reading {file.name}", seen, total)
+            if not file.wanted(number):
+                continue
+            frame = pl.DataFrame(pl.from_arrow(batch))
+            lines = pl.Series("line", range(seen - frame.height + 1, seen + 1), pl.Int64)
             yield pl.DataFrame([lines, *(frame[key].alias(name) for name, key in there.items())])
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file.path}: damaged after row {seen:,} ({error}); get it again.") from error

@@ -52,16 +52,26 @@ class Staging:
 
     def __init__(self, path: Path, schema: dict[str, pl.DataType]) -> None:
         self._path = path
+        self._files = [path]
         self._schema = pl.DataFrame(schema=schema).to_arrow(compat_level=pl.CompatLevel.oldest()).schema
         self._writer = pq.ParquetWriter(path, self._schema, compression="lz4", use_dictionary=False)
-        self._rows = self._bytes = 0
+        self.rows = self.bytes = 0
+
+    @classmethod
+    def joined(cls, files: list[Path], path: Path, rows: int, size: int) -> "Staging":
+        """What others staged and closed, one after the other, with so many rows and bytes of text in all; `path` is a
+        free name to sort beside."""
+        new = cls.__new__(cls)
+        new._path, new._files, new.rows, new.bytes = path, files, rows, size
+        new._schema = pq.read_schema(files[0])
+        return new
 
     def add(self, batch: pl.DataFrame) -> None:
         table = batch.select(self._schema.names).to_arrow(compat_level=pl.CompatLevel.oldest())
         self._writer.write_table(table.cast(self._schema))
-        self._rows += batch.height
+        self.rows += batch.height
         # Of the texts themselves, so that the sum is the same in whatever order they came.
-        self._bytes += sum(batch.select(pl.col(pl.String).str.len_bytes().sum()).row(0))
+        self.bytes += sum(batch.select(pl.col(pl.String).str.len_bytes().sum()).row(0))
 
     def close(self) -> None:
         self._writer.close()
@@ -69,7 +79,7 @@ class Staging:
     @property
     def rows_at_once(self) -> int:
         """How many rows of this length to hold at a time, and to put into a Parquet row group."""
-        return max(100, min(ROWS, GROUP_BYTES * self._rows // max(self._bytes, 1)))
+        return max(100, min(ROWS, GROUP_BYTES * self.rows // max(self.bytes, 1)))
 
     def ordered(self, position: np.ndarray, size: int) -> Iterator[pa.Table]:
         """Tables of `size` rows (the last may have fewer): the row staged n-th comes at `position[n]`, or not if < 0.
@@ -77,23 +87,28 @@ class Staging:
         position: distinct numbers from 0 without gaps, and negative ones.
         """
         kept = int((position >= 0).sum())
-        parts = min(PARTS, 1 + self._bytes // PART_BYTES)
+        parts = min(PARTS, 1 + self.bytes // PART_BYTES)
         folder = self._path.with_name(f"{self._path.name}.parts")
         folder.mkdir()
         files = [folder / str(part) for part in range(parts)]
         self._distribute(position, kept, files)
         yield from _resliced(map(_sorted_part, files), size)
 
+    def _batches(self) -> Iterator[pa.Table]:
+        """As they were added; iter_batches would hold on to far more memory."""
+        for file in self._files:
+            with pq.ParquetFile(file) as staged:
+                yield from map(staged.read_row_group, range(staged.num_row_groups))
+
     def _distribute(self, position: np.ndarray, kept: int, files: list[Path]) -> None:
         """Writes every kept row, with its place, into the file of its stretch of places."""
         schema = self._schema.append(pa.field("place", pa.int64()))
         options = pa.ipc.IpcWriteOptions(compression="lz4")
-        with ExitStack() as open_files, pq.ParquetFile(self._path) as staged:
+        with ExitStack() as open_files:
             streams = (pa.ipc.new_stream(str(file), schema, options=options) for file in files)
             writers = [open_files.enter_context(stream) for stream in streams]
             begin = 0
-            # A batch as it was added; iter_batches would hold on to far more memory.
-            for batch in map(staged.read_row_group, range(staged.num_row_groups)):
+            for batch in self._batches():
                 at = position[begin : begin + batch.num_rows]
                 begin += batch.num_rows
                 part = at * len(files) // max(kept, 1)  # negative for rows that are not kept

@@ -13,18 +13,23 @@ import pyarrow as pa
 from reczero.errors import UserError
 
 from .context import Ratings
-from .raw import RawFile
+from .sources import Raw
 from .staging import ROWS, Staging, ahead, write_tables
 from .tables import INTERACTIONS, ITEMS, Checker, check_items
+
+TEXTS, THINGS = "texts", "items"  # what is staged, by its file's name
 
 # --- interactions ----------------------------------------------------------------------------------------------------
 
 
-def read_interactions(batches: Iterable[pl.DataFrame], check: Checker, texts: Staging) -> tuple[pl.DataFrame, int]:
+def stage_interactions(raw: Raw, folder: Path) -> tuple[pl.DataFrame, Staging]:
     """The rows without their texts, in the order of reading: ids, rating, timestamp, and `text`, a hash of review and
-    summary (null where there are none); and how many they are. The texts are staged."""
-    slim = []
-    for good in ahead(map(check, batches)):
+    summary (null where there are none); and the texts, staged in `folder`."""
+    texts = Staging(folder / TEXTS, {name: INTERACTIONS[name] for name in ("review", "summary")})
+    check = Checker(raw.scale, raw.reviews, raw.clock, raw.timed, raw.unescape)
+    kinds = {name: INTERACTIONS[name] for name in ("user_id", "item_id", "rating", "timestamp")}
+    slim = [pl.DataFrame(schema=kinds | {"text": pl.UInt64()})]
+    for good in ahead(map(check, raw.interactions)):
         texts.add(good)
         some = pl.any_horizontal(pl.col("review", "summary").is_not_null())
         slim.append(
@@ -37,11 +42,7 @@ def read_interactions(batches: Iterable[pl.DataFrame], check: Checker, texts: St
             )
         )
     texts.close()
-    if not slim:
-        kinds = {name: INTERACTIONS[name] for name in ("user_id", "item_id", "rating", "timestamp")}
-        return pl.DataFrame(schema=kinds | {"text": pl.UInt64()}), 0
-    rows = pl.concat(slim)
-    return rows, rows.height
+    return pl.concat(slim), texts
 
 
 def _ranked(ids: pl.Series) -> tuple[pl.Series, np.ndarray]:
@@ -124,16 +125,18 @@ def write_interactions(
 # --- items -----------------------------------------------------------------------------------------------------------
 
 
-def stage_items(batches: Iterable[pl.DataFrame], file: RawFile, unescape: bool, staged: Staging) -> pl.DataFrame:
-    """item_id, title and a hash of all else, of every row of the item table as they were read; the rows are staged."""
+def stage_items(raw: Raw, folder: Path) -> tuple[pl.DataFrame, Staging]:
+    """item_id, title and a hash of all else, of every row of the item table as they were read; and the rows, staged in
+    `folder`."""
+    staged = Staging(folder / THINGS, ITEMS)
     slim = [pl.DataFrame(schema={"item_id": pl.String, "title": pl.String, "rest": pl.UInt64})]
-    for batch in batches:
-        good = check_items(batch, file, unescape)
+    for batch in raw.items:
+        good = check_items(batch, raw.item_file, raw.unescape)
         staged.add(good)
         rest = pl.struct(pl.col("categories").list.join("\0"), "creator", "price", "description").hash()
         slim.append(good.select("item_id", "title", rest=rest))
     staged.close()
-    return pl.concat(slim)
+    return pl.concat(slim), staged
 
 
 def check_agreement(listed: pl.DataFrame) -> None:

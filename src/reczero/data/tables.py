@@ -122,7 +122,7 @@ def check_time_format(asked: str | None) -> None:
 
 @dataclass
 class Clock:
-    """Turns a column of times into Unix seconds. What kind of times they are is settled by the first ones read.
+    """Turns a column of times into Unix seconds. What kind of times they are is settled by the first batch with any.
 
     `asked`: s, ms, us or ns since 1970, a strftime format, or None to find out. `found` says what it was, in words.
     """
@@ -130,11 +130,17 @@ class Clock:
     asked: str | None = None
     found: str | None = None
     _unit: str | None = field(default=None, init=False)
+    _dated: bool = field(default=False, init=False)
+
+    @property
+    def settled(self) -> bool:
+        """Whether it is known by now what kind of times they are."""
+        return self._dated or self._unit is not None
 
     def seconds(self, times: pl.Series) -> pl.Series:
         """Int64 seconds, rounded down; null where there is no time or it can't be read. Dates are in UTC."""
         if times.dtype in (pl.Date, pl.Datetime):
-            self.found = "dates"
+            self.found, self._dated = "dates", True
             return times.cast(pl.Datetime("us")).dt.epoch("s")
         if not times.dtype.is_numeric() and times.dtype != pl.String:
             times = pl.Series(times.name, [None if t is None else str(t) for t in times.to_list()], pl.String)
@@ -142,13 +148,16 @@ class Clock:
             times = times.str.strip_chars()
             times = times.set(times == "", None)
         if self.asked is not None and self.asked not in _UNITS:
-            self.found = f"dates as {self.asked}"
+            self.found, self._dated = f"dates as {self.asked}", True
             return self._dates(times.cast(pl.String), (self.asked,))
         numbers = times.cast(pl.Float64, strict=False)
-        if self.asked or self._unit or 2 * numbers.count() >= times.count():  # some of them may be garbled
+        likely = not self._dated and 2 * numbers.count() >= times.count()  # some of them may be garbled
+        if self.asked or self._unit or likely:
             return self._numbers(times, numbers)
         self.found = self.found or "dates"
-        return self._dates(times, _DATES)
+        read = self._dates(times.cast(pl.String), _DATES)
+        self._dated = self._dated or read.count() > 0
+        return read
 
     def _numbers(self, times: pl.Series, numbers: pl.Series) -> pl.Series:
         finite = numbers.filter(numbers.is_finite())
@@ -259,7 +268,7 @@ class Checker:
     unescape: bool = False
 
     def __call__(self, raw: pl.DataFrame) -> pl.DataFrame:
-        """The good rows, with the columns of `INTERACTIONS`."""
+        """The good rows, with the columns of `INTERACTIONS`; none of a batch that only had to settle the clock."""
         rating, time = _given(raw, "rating"), _given(raw, "timestamp")
         no_time = pl.Series("timestamp", [0]).new_from_index(0, raw.height)
         frame = pl.DataFrame(
@@ -282,7 +291,8 @@ class Checker:
             "time can't be read": pl.col("timestamp").is_null(),
         }
         reason = frame.select(pl.coalesce(pl.when(fault).then(pl.lit(name)) for name, fault in faults.items()))
-        return _without_bad(frame, reason.to_series(), raw, self.file)
+        good = _without_bad(frame, reason.to_series(), raw, self.file)
+        return good if self.file.ours else good.clear()
 
 
 # The column whose value is worth a look.

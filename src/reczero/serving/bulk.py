@@ -6,7 +6,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -16,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from reczero import __version__
-from reczero.data import Dataset, Split
+from reczero.data import WHOLE, Dataset, Part, Split
 from reczero.errors import BadRequest, UserError
 from reczero.files import atomic_file, held, read_json, separator_of, sha256, write_error, write_json
 from reczero.reasoning import Context
@@ -30,14 +29,16 @@ from .strict import strict_json
 PORTION = 256  # rows between two writes
 GROUP = 40  # portions in a row group of the result
 KEY = b"reczero_key"  # in the result's metadata: what it was made of
+PART = b"reczero_part"  # and of what it is a part: the key of the whole, its number, how many there are
 SCHEMA = PREDICTIONS | {"expected": pl.Float64(), "fault": pl.String()}
 Say = Callable[[str], None]
 
 
 class Rows(Protocol):
-    """What is asked. key: a hash of it; count: how many rows."""
+    """What is asked: the share `part` of what `key` is a hash of. count: how many rows the share has."""
 
     key: str
+    part: Part
     count: int
 
     def portions(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[str, float | None, Any]]]]:
@@ -45,38 +46,15 @@ class Rows(Protocol):
         context, or the BadRequest that says why it has none."""
 
 
-@dataclass(frozen=True)
-class Part:
-    """One of `of` stretches of the rows, of equal length but for one: the parts, in order, are the whole."""
-
-    number: int = 1
-    of: int = 1
-
-    @classmethod
-    def read(cls, text: str) -> "Part":
-        """From "3/16". Raises UserError."""
-        number, _, of = text.partition("/")
-        if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of) <= 10**6):
-            raise UserError(f"--part {text}: is written NUMBER/OF, such as 1/16 to 16/16")
-        return cls(int(number), int(of))
-
-    def stretch(self, count: int) -> tuple[int, int]:
-        """The first of `count` rows that belongs to it, and the first after it."""
-        return (self.number - 1) * count // self.of, self.number * count // self.of
-
-
-WHOLE = Part()
-
-
 class Examples:
     """The examples of a prepared data set, each as of the moment before it."""
 
     def __init__(self, data: Dataset, split: Split | None, part: Part = WHOLE):
-        self.data = data
+        self.data, self.part = data, part
         places = data.places(split)
         self.places = places[slice(*part.stretch(len(places)))]
         self.count = len(self.places)
-        self.key = f"{data.fingerprint} {split} {part}"
+        self.key = f"{data.fingerprint} {split}"
 
     def portions(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[str, float | None, Any]]]]:
         for number, start in enumerate(range(0, self.count, PORTION)):
@@ -92,7 +70,7 @@ class Requests:
     Parquet with user_id and item_id."""
 
     def __init__(self, path: Path, predictor: Predictor, part: Part = WHOLE):
-        self.path, self.predictor = path, predictor
+        self.path, self.predictor, self.part = path, predictor, part
         if not path.is_file():
             raise UserError(f"{path}: {'a folder that is no prepared data set' if path.is_dir() else 'no such file'}")
         kinds = {".jsonl": self._lines, ".ndjson": self._lines, ".csv": self._csv, ".parquet": self._parquet}
@@ -101,12 +79,13 @@ class Requests:
         self._read = kinds[path.suffix.lower()]
         if self._read != self._lines and predictor.known is None:
             raise UserError(f"{path}: user_id and item_id are of a data set; name it: --data")
-        self._stretch = part.stretch(sum(1 for _ in self._read()))
-        self.count = self._stretch[1] - self._stretch[0]
-        if not self.count:
+        total = sum(1 for _ in self._read())
+        if not total:
             raise UserError(f"{path}: holds no rows")
+        self._stretch = part.stretch(total)
+        self.count = self._stretch[1] - self._stretch[0]
         known = predictor.known
-        self.key = f"{sha256(path)} {known.data.fingerprint if known else ''} {part}"
+        self.key = f"{sha256(path)} {known.data.fingerprint if known else ''}"
 
     def portions(self, skipped: Callable[[int], bool]) -> Iterator[tuple[int, list[tuple[str, float | None, Any]]]]:
         rows = islice(self._read(), *self._stretch)
@@ -224,8 +203,7 @@ def predict_file(
     and how many could not be asked or were malformed. Raises UserError.
     """
     check_out(out)
-    text = json.dumps([__version__, predictor.answering.key, repr(predictor.answering.template), rows.key])
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key, whole = (_key(predictor, rows.key, part) for part in (rows.part, WHOLE))
     parts = out.with_name(f".{out.name}.parts")
     if out.exists():
         if _key_of(out) != key:
@@ -258,9 +236,49 @@ def predict_file(
             with atomic_file(parts / f"{number:09d}.parquet") as path:
                 table.write_parquet(path)
             answered = before + len(part)
-        _join(parts, out, key)
+        of = None if rows.part == WHOLE else (whole, rows.part.number, rows.part.of)
+        _write(sorted(parts.glob("[0-9]*.parquet")), out, key, of)
     shutil.rmtree(parts)
     return _counts(out)
+
+
+def join_tables(tables: Sequence[Path], out: Path, say: Say) -> dict[str, Any]:
+    """The tables of all parts of one prediction, in whatever order, as the one that `predict_file` writes without
+    parts. Returns what that does. Raises UserError for tables that are not all the parts of one whole."""
+    check_out(out)
+    found: dict[int, Path] = {}
+    first: tuple[str, int] | None = None
+    for table in tables:
+        try:
+            whole, number, of = json.loads((pq.read_schema(table).metadata or {})[PART])
+        except FileNotFoundError:
+            raise UserError(f"{table}: no such file") from None
+        except (OSError, ValueError, KeyError):
+            raise UserError(f"{table}: is no Parquet that `reczero predict --part` wrote") from None
+        first = first or (whole, of)
+        if (whole, of) != first:
+            raise UserError(f"{table}: is no part of what {tables[0]} is: another model, other rows, or cut otherwise")
+        if number in found:
+            raise UserError(f"{table}: is part {number}/{of}, and so is {found[number]}")
+        found[number] = table
+    if first is None:
+        raise UserError("name the tables of the parts")
+    key, of = first
+    if missing := [f"{number}/{of}" for number in range(1, of + 1) if number not in found]:
+        more = f" and {len(missing) - 20:,} more" if len(missing) > 20 else ""
+        raise UserError(f"{out}: parts {', '.join(missing[:20])}{more} are missing; make them with --part first")
+    if not out.exists():
+        _write([found[number] for number in sorted(found)], out, key, None)
+    elif _key_of(out) != key:
+        raise UserError(f"-o {out}: exists, and not of these parts; remove it or choose another name")
+    else:
+        say(f"{out}: is there already, of the same model and rows")
+    return _counts(out)
+
+
+def _key(predictor: Predictor, rows: str, part: Part) -> str:
+    text = json.dumps([__version__, predictor.answering.key, repr(predictor.answering.template), f"{rows} {part}"])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def check_out(out: Path) -> None:
@@ -312,19 +330,33 @@ def _table(
     return pl.DataFrame(lines, schema=SCHEMA)
 
 
-def _join(parts: Path, out: Path, key: str) -> None:
-    paths = sorted(parts.glob("[0-9]*.parquet"))
+def _write(paths: Sequence[Path], out: Path, key: str, part: tuple[str, int, int] | None) -> None:
+    """One table of those in `paths`, one after the other."""
     with atomic_file(out) as path:
         if out.suffix.lower() == ".csv":
-            flat = pl.scan_parquet(paths).drop("distribution").unnest("reasoning")
+            rows = pl.scan_parquet(list(paths)) if paths else pl.LazyFrame(schema=SCHEMA)
+            flat = rows.drop("distribution").unnest("reasoning")
             flat.with_columns(key=pl.lit(key)).sink_csv(path)
             return
-        schema = pq.read_schema(paths[0])
-        schema = schema.with_metadata({**(schema.metadata or {}), KEY: key.encode()})
+        about = {KEY: key.encode()} | ({PART: json.dumps(part).encode()} if part else {})
+        schema = pl.DataFrame(schema=SCHEMA).to_arrow(compat_level=pl.CompatLevel.oldest()).schema.with_metadata(about)
         with pq.ParquetWriter(path, schema) as writer:
-            for start in range(0, len(paths), GROUP):
-                whole = pl.concat([pl.read_parquet(part) for part in paths[start : start + GROUP]])
-                writer.write_table(whole.to_arrow().cast(schema))
+            for group in _row_groups(paths):
+                writer.write_table(group.to_arrow().cast(schema))
+
+
+def _row_groups(paths: Sequence[Path]) -> Iterator[pl.DataFrame]:
+    """Their rows, a row group's at a time."""
+    held: list[pl.DataFrame] = []
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for number in range(file.num_row_groups):
+                held.append(pl.DataFrame(pl.from_arrow(file.read_row_group(number))))
+                if sum(rows.height for rows in held) >= GROUP * PORTION:
+                    yield pl.concat(held)
+                    held = []
+    if held:
+        yield pl.concat(held)
 
 
 def _key_of(out: Path) -> str | None:
