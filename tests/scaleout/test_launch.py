@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -373,6 +374,24 @@ def test_what_accelerate_cant_start_is_told(capsys):
     assert run(["launch", "accelerate", "recone", "--gpus", "3", "--preset", "fsdp"]) == 2
     told = capsys.readouterr().err
     assert "rollout.engine=vllm" in told and "groups_per_step: 8" in told and "sft.traces_per_step: 8" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "told"),
+    [
+        ("deepspeed", ["launch", "accelerate", "quickstart", "--gpus", "2"], "pip install deepspeed"),
+        (
+            "vllm",
+            ["train", "quickstart", "rollout.guided=false", "rollout.engine=vllm"],
+            "rollout.engine=shared-prefix",
+        ),
+    ],
+)
+def test_what_has_to_be_installed_is_told(name, command, told, tmp_path, capsys):
+    if find_spec(name):
+        pytest.skip(f"{name} is installed here")
+    assert run([*command, "--out", str(tmp_path / "run")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
 def test_two_cpu_processes_by_one_command(tmp_path, table, tiny_model_dir):

@@ -9,6 +9,7 @@ import typer
 from reczero.errors import UserError
 
 if TYPE_CHECKING:
+    from reczero.recipes import Recipe
     from reczero.scaleout.launch import Launch
 
 
@@ -26,8 +27,9 @@ def launch_verl(
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of a node.")] = 8,
     nodes: Annotated[int, typer.Option(min=1, help="Nodes.")] = 1,
     tensor_parallel: Annotated[
-        int, typer.Option(min=1, help="GPUs over which vLLM splits one copy of the model; 2 or more for 32B and 72B.")
-    ] = 1,
+        int | None,
+        typer.Option(min=1, help="GPUs over which vLLM splits the model.", show_default="what GPUs of 80 GB need"),
+    ] = None,
     verl: Annotated[
         list[str] | None,
         typer.Option(help="key=value in verl's own configuration of GRPO. Repeatable.", show_default=False),
@@ -62,7 +64,7 @@ def launch_verl(
     if wrong := [override for override in verl or [] if "=" not in override]:
         raise UserError(f"--verl {wrong[0]}: is written key=value")
     folder = out or Path("verl") / Path(recipe).stem
-    cluster = Cluster(gpus, nodes, tensor_parallel)
+    cluster = Cluster(gpus, nodes, tensor_parallel or _tensor_parallel(loaded, gpus))
     with Progress() as progress:
         launch = plan_launch(loaded, folder, cluster, verl or [], prompt_tokens, progress.say, progress.report)
         if not dry_run:
@@ -103,6 +105,7 @@ def launch_accelerate(
     Example: reczero launch accelerate quickstart --gpus 2 --cpu --out runs/two
     """
     import shlex
+    from importlib.util import find_spec
 
     from reczero.recipes import load_recipe
     from reczero.scaleout.accelerate import check, command
@@ -114,8 +117,20 @@ def launch_accelerate(
     if dry_run:
         typer.echo(shlex.join(started))
         return
+    if preset.startswith("zero") and not cpu and find_spec("deepspeed") is None:
+        raise UserError(f"--preset {preset}: DeepSpeed is not installed here: pip install deepspeed, or --preset fsdp")
     environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
     os.execvpe(started[0], started, environment)
+
+
+def _tensor_parallel(recipe: "Recipe", gpus: int) -> int:
+    """For vLLM's half of an 80 GB GPU; 1 for a model whose sizes can't be had here."""
+    from reczero.scaleout.plan import shape_of, tensor_parallel
+
+    try:
+        return tensor_parallel(shape_of(recipe.model.name), 2, 40e9, gpus)
+    except UserError:
+        return 1
 
 
 def _show(launch: "Launch") -> None:

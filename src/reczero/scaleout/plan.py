@@ -465,6 +465,15 @@ class Layout:
     tp: int
 
 
+def tensor_parallel(shape: ModelShape, width: int, room: float, most: int) -> int:
+    """Over how many GPUs, up to `most`, vLLM divides a model: the least power of two that leaves it half of its `room`
+    (bytes on each) for keys and values. width: bytes a weight."""
+    tp = 1
+    while 2 * shape.parameters * width / tp > room and 2 * tp <= most:
+        tp *= 2
+    return tp
+
+
 def layout_of(shape: ModelShape, work: Work, machine: Machine, engine: Engine, gpus: int, per_node: int) -> Layout:
     """Groups (rows) are dealt out evenly; vLLM divides a model by the least power of two that leaves half of its memory
     to keys and values (verl), and not at all beside TRL."""
@@ -473,8 +482,7 @@ def layout_of(shape: ModelShape, work: Work, machine: Machine, engine: Engine, g
     micro = min(most, max(1, work.tokens_per_batch // work.tokens(engine.shared)))
     tp = 1
     if engine.vllm and engine.name == "verl":
-        while 2 * shape.parameters * engine.compute / tp > engine.vllm * machine.memory and tp < min(gpus, per_node):
-            tp *= 2
+        tp = tensor_parallel(shape, engine.compute, engine.vllm * machine.memory, min(gpus, per_node))
     replicas = max(1, gpus // tp)
     if engine.shared:
         prompts = math.ceil(work.groups / replicas)

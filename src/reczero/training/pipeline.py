@@ -2,6 +2,7 @@
 
 import time
 from contextlib import nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -34,6 +35,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
     if recipe.training.groups_per_step % (count := started()[1]):
         step = recipe.training.groups_per_step
         raise UserError(f"training.groups_per_step: {step} is not a multiple of {count} processes.")
+    if recipe.rollout.engine == "vllm" and recipe.method != "sft" and find_spec("vllm") is None:
+        raise UserError(
+            "rollout.engine: vllm is not installed here (it wants a GPU): pip install 'trl[vllm]', or set "
+            "rollout.engine=shared-prefix."
+        )
     processes = Processes.join()
     if not processes.main:
         say = report = _silent
