@@ -181,6 +181,13 @@ def test_the_folder_is_complete(launched, table, tiny_model_dir):
         subprocess.run(["bash", "-n", script], check=True)
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "${oc.env:HOME}", "x" * 300])
+def test_paths_that_verl_cant_read_are_refused(name, tmp_path, table, tiny_model_dir, capsys):
+    recipe = recipe_file(tmp_path, table, tiny_model_dir)
+    assert run(["launch", "verl", str(recipe), "--out", str(tmp_path / name)]) == 2
+    assert "choose" in capsys.readouterr().err and not list(tmp_path.glob("*/overrides.txt"))
+
+
 def test_an_earlier_launch_is_replaced_but_never_results(launched, tmp_path, capsys):
     again = ["launch", "verl", str(tmp_path / "recipe.yaml"), "training.seed=5", "--out", str(launched)]
     (launched / "left.txt").touch()
@@ -236,6 +243,8 @@ def test_a_model_of_the_hub_is_named_and_its_prompts_taken_as_given(tmp_path, ta
     assert run(["launch", "verl", str(recipe), "--out", str(tmp_path / "launch"), "--prompt-tokens", "6144"]) == 0
     lines = (tmp_path / "launch" / "sft_overrides.txt").read_text().splitlines()
     assert "model.path=nobody/nothing" in lines and "data.max_length=6240" in lines
+    assert "data.filter_overlong_prompts=true" in (tmp_path / "launch" / "overrides.txt").read_text()
+    assert "prompts of more than 6,144 tokens are left out" in (tmp_path / "launch" / "README.md").read_text()
     assert not (tmp_path / "launch" / "base").exists()
 
 

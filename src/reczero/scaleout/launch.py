@@ -1,5 +1,6 @@
 """A folder with all that a run on verl needs: data, overrides, reward and scripts; and its submission to Ray."""
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ RESULTS = ("checkpoints", "models", "model", "validation", "test")  # what a run
 BASE = "base"  # in it, a model that came from this machine
 SCRIPTS = ("run.sh", "evaluate.sh", "submit.sh", "slurm.sh", "environment.sh", "README.md")
 _ROUND = 8  # token limits are rounded up to a multiple
+_ODD = re.compile(r"[\x00-\x1f\x7f]|\$\{")
 
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
@@ -54,7 +56,13 @@ class Launch:
 
     @property
     def differences(self) -> list[str]:
-        return verl.differences(self.recipe)
+        told = verl.differences(self.recipe)
+        if not self.sizes.measured:
+            longest = self.sizes.prompt_tokens
+            told.append(
+                f"--prompt-tokens: prompts of more than {longest:,} tokens are left out; in a comparison they fail"
+            )
+        return told
 
 
 def plan_launch(
@@ -67,6 +75,10 @@ def plan_launch(
     model's tokenizer can't be had to measure it. Raises UserError.
     """
     out = out.absolute()
+    if _ODD.search(str(out)):
+        raise UserError(
+            f"--out {out}: verl's configuration can't hold this path; choose one without control characters and ${{"
+        )
     verl.check(recipe, cluster)
     data = prepared(recipe)
     parts = select(recipe, data)
@@ -197,7 +209,7 @@ def _measured(recipe: Recipe, tables: dict[str, pl.DataFrame], prompt_tokens: in
     traces = tables["sft.parquet"].height if "sft.parquet" in tables else 0
     if prompt_tokens is not None:
         longest = prompt_tokens + recipe.rollout.max_tokens
-        return Sizes(rows, prompt_tokens, traces, longest if traces else 0)
+        return Sizes(rows, prompt_tokens, traces, longest if traces else 0, measured=False)
     try:
         tokenizer = load_tokenizer(recipe.model.name)
     except UserError as error:
@@ -234,7 +246,8 @@ def _texts(launch: Launch, out: Path, extra: Sequence[str]) -> dict[str, str]:
         sft = verl.written(verl.sft_overrides(recipe, cluster, sizes, out, model))
         texts["sft_overrides.txt"] = "\n".join(sft) + "\n"
     names = {
-        "recipe": recipe, "cluster": cluster, "data": launch.data, "name": out.name, "verl": verl.VERSION,
+        "recipe": recipe, "cluster": cluster, "data": launch.data,
+        "name": re.sub(r"[^\w.-]+", "-", out.name), "verl": verl.VERSION,
         "version": __version__, "differences": launch.differences, "base": base,
         "rows": {name.removesuffix(".parquet"): f"{table.height:,}" for name, table in launch.tables.items()},
         "sft": recipe.method != "reczero", "grpo": recipe.method != "sft",

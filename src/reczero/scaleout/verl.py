@@ -52,14 +52,15 @@ class Cluster:
 class Sizes:
     """What the data came to.
 
-    rows: those to train on, over all epochs. prompt_tokens: the longest prompt. traces: kept ones; trace_tokens: the
-    longest with its prompt.
+    rows: those to train on, over all epochs. prompt_tokens: the longest prompt; measured, or what the user allows.
+    traces: kept ones; trace_tokens: the longest with its prompt.
     """
 
     rows: int
     prompt_tokens: int
     traces: int = 0
     trace_tokens: int = 0
+    measured: bool = True
 
 
 def check(recipe: Recipe, cluster: Cluster) -> None:
@@ -137,7 +138,7 @@ def grpo_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path,
         "data.train_batch_size": t.groups_per_step,
         "data.max_prompt_length": sizes.prompt_tokens,
         "data.max_response_length": r.max_tokens,
-        "data.filter_overlong_prompts": False,  # the longest was measured; none is left out in silence
+        "data.filter_overlong_prompts": not sizes.measured,  # rather left out than cut in silence
         "data.truncation": "error",
         "data.shuffle": False,
         "data.seed": t.seed,
