@@ -135,6 +135,8 @@ def main() -> int:
     out, rest = said_of(whole, "-o", "--out")
     if words[:1] != ["predict"] or not out:
         parser.error("then follows what is done by parts: predict … -o TABLE, or data prepare …")
+    if Path(out).suffix.lower() not in (".parquet", ".csv"):
+        parser.error(f"-o {out}: the name must end on .parquet or .csv")
     if Path(out).exists():  # done before, or somebody else's: it tells
         return subprocess.run(whole).returncode
     folder = Path(out).with_name(f".{Path(out).name}.ray")

@@ -17,7 +17,7 @@ from typing import Any
 from reczero.errors import UserError
 
 _FULL_TEXTS = ("No space left on device", "os error 28", "inline_container.cc")  # the last is torch's
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
 _IN_THE_WAY = {errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _IMPOSSIBLE = {errno.ENOENT, errno.EINVAL}

@@ -1,5 +1,6 @@
 """The folder that `reczero launch verl` writes, as far as it goes without verl (tests/scaleout_env has the rest)."""
 
+import importlib
 import json
 import os
 import shlex
@@ -181,7 +182,50 @@ def test_the_folder_is_complete(launched, table, tiny_model_dir):
         subprocess.run(["bash", "-n", script], check=True)
 
 
-@pytest.mark.parametrize("name", ["two\nlines", "${oc.env:HOME}", "x" * 300])
+def test_the_best_checkpoint_is_of_whole_validations(launched, capsys):
+    worker = importlib.import_module("reczero.scaleout.worker")
+    validation, checkpoints = launched / "validation", launched / "checkpoints" / "grpo"
+    validation.mkdir()
+
+    def dump(step: int, errors: list[float], parsed: float = 1.0) -> None:
+        lines = [{"abs_err": e, "sq_err": e * e, "parsed": parsed} for e in errors]
+        (validation / f"{step}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (checkpoints / f"global_step_{step}" / "actor").mkdir(parents=True)
+
+    dump(2, [1.0, 2.0])
+    dump(4, [0.0])  # one row of two
+    dump(6, [0.5, 0.5], parsed=0.0)
+    dump(8, [1.0, 1.0])
+    (validation / "10.jsonl").write_text('{"abs_err": 0.')
+    assert worker.main([str(validation), str(checkpoints)]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() == str(checkpoints / "global_step_8")
+    assert "10.jsonl: damaged, left out" in said.err and "1.500  1.581       100.0%     2" in said.err
+    assert worker.main([str(validation), str(launched)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["training.epochs=0.01"], "fewer than training.groups_per_step"),
+        (["teacher.examples=4"], "fewer than sft.traces_per_step"),
+        (["rollout.max_tokens=100000"], "that the model can read"),
+        (["training.epochs=900000"], "training.epochs: 900000 make"),
+    ],
+)
+def test_runs_that_could_not_begin_are_refused(changes, told, tmp_path, table, tiny_model_dir, capsys):
+    recipe = recipe_file(tmp_path, table, tiny_model_dir)
+    assert run(["launch", "verl", str(recipe), *changes, "--out", str(tmp_path / "launch")]) == 2
+    assert told in capsys.readouterr().err and not (tmp_path / "launch").exists()
+
+
+@pytest.mark.parametrize("extra", ["nonsense", "=x", "a b=c", "a=x\ny", "trainer.default_local_dir=/scratch"])
+def test_verls_keys_that_could_not_count_are_refused(extra):
+    with pytest.raises(UserError, match="--verl"):
+        verl.check_extra([extra])
+
+
+@pytest.mark.parametrize("name", ["back\\slash", "two\nlines", "${oc.env:HOME}", "x" * 300])
 def test_paths_that_verl_cant_read_are_refused(name, tmp_path, table, tiny_model_dir, capsys):
     recipe = recipe_file(tmp_path, table, tiny_model_dir)
     assert run(["launch", "verl", str(recipe), "--out", str(tmp_path / name)]) == 2
@@ -219,8 +263,6 @@ def test_verls_own_keys_are_passed_on(tmp_path, table, tiny_model_dir, capsys):
     assert run(["launch", "verl", str(recipe), "--out", str(out), *extra]) == 0
     lines = (out / "overrides.txt").read_text().splitlines()
     assert lines[-2:] == extra[1::2]  # after ours: the last counts
-    assert run(["launch", "verl", str(recipe), "--out", str(tmp_path / "x"), "--verl", "nonsense"]) == 2
-    assert "key=value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -309,12 +351,41 @@ def test_dumps_are_read_by_their_prompts(launched):
     dumped(launched, "test", 0, lambda i, row: WELL.format(1))
     given = dumped(launched, "test", 30, lambda i, row: WELL.format(1 + i % 5) if i % 4 else "<rate>4</rate>")
     (launched / "test" / "notes.jsonl").write_text("not a dump")
+    whole = (launched / "test" / "30.jsonl").read_text()
+    (launched / "test" / "40.jsonl").write_text("".join(whole.splitlines(keepends=True)[:3]))  # cut off: not taken
     table = read_predictions_file(launched / "test")
     assert table.height == 20
     found = dict(table.select("example_id", "prediction").iter_rows())
     template = Template(TemplateSettings(history=2, opinions=1))
     assert found == {example: parse(text, template).rating for example, text in given.items()}
     assert sum(rating is None for rating in found.values()) == 5
+
+
+def test_rows_without_an_answer_are_failures_and_no_others_are_compared(launched, table, tmp_path, capsys):
+    dumped(launched, "test", 3, lambda i, row: WELL.format(3))
+    path = launched / "test" / "3.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:15]))
+    found = read_predictions_file(launched / "test")
+    assert found.height == 20 and found["prediction"].null_count() == 5
+    words = [
+        "compare",
+        str(table),
+        "--predictions",
+        f"verl={launched / 'test'}",
+        "--baseline",
+        "averages",
+        "--refit",
+        "0",
+    ]
+    limits = ["--rounds", "100", "--min-user-history", "0", "--min-item-history", "0", "--out", str(tmp_path / "c")]
+    assert run([*words, *limits]) == 0
+    assert "only the 20 test rows that the launch asked" in capsys.readouterr().err
+    compared = pl.read_csv(tmp_path / "c" / "comparison.csv").filter(pl.col("model") == "verl")
+    assert compared["parse_rate"].item() == 0.75
+    about = json.loads((launched / "launch.json").read_text())
+    (launched / "launch.json").write_text(json.dumps(about | {"fingerprint": "0" * 64}))
+    assert run([*words, *limits]) == 2
+    assert "the launch was of other data" in capsys.readouterr().err
 
 
 def test_equal_prompts_are_told_apart_by_their_ratings(launched):
@@ -327,7 +398,20 @@ def test_equal_prompts_are_told_apart_by_their_ratings(launched):
     assert found["twin"] == 2 and found[rows[0]["extra_info"]["example_id"]] == 4
 
 
-@pytest.mark.parametrize("fault", ["empty", "no table", "other launch", "twice", "damaged", "no about", "other about"])
+FAULTS = [
+    "empty",
+    "no table",
+    "other launch",
+    "twice",
+    "damaged",
+    "no about",
+    "other about",
+    "other truth",
+    "validation",
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS)
 def test_dumps_that_cant_be_read_are_told(launched, fault):
     dumped(launched, "test", 3, lambda i, row: WELL.format(3))
     path = launched / "test" / "3.jsonl"
@@ -347,6 +431,15 @@ def test_dumps_that_cant_be_read_are_told(launched, fault):
         case "damaged":
             path.write_text(path.read_text()[:-20])
             told = "3.jsonl, line 20"
+        case "other truth":
+            path.write_text(path.read_text().replace('"gts": "', '"gts": "9'))
+            told = "20 of 20 answers are to prompts"
+        case "validation":
+            dumped(launched, "validation", 3, lambda i, row: WELL.format(3))
+            (launched / "test").rename(launched / "before")
+            (launched / "validation").rename(launched / "test")
+            (launched / "validation.parquet").rename(launched / "test.parquet")
+            told = "holds answers to validation rows"
         case "no about":
             (launched / "reczero.json").unlink()
             told = "reczero.json does not lie"

@@ -97,6 +97,8 @@ def compare(
         other = next(name for name, run in zip(what, is_run, strict=True) if not run)
         raise UserError(f"{other}: not the folder of a finished run; give one data set, or runs only")
 
+    import polars as pl
+
     from reczero.cli.progress import Progress
     from reczero.data import open_data
     from reczero.evaluation.asking import Plan
@@ -111,12 +113,16 @@ def compare(
     names = tuple(dict.fromkeys(name for given in wanted for name in groups.get(given, (given,))))
     data = open_data(what[0])
     folder = out or Path("runs") / f"compare-{Path(what[0]).name}"
-    given = {name: _table(Path(file)) for name, file in map(_named_file, predictions or [])}
+    files = dict(map(_named_file, predictions or []))
+    given = {name: _table(Path(file), data) for name, file in files.items()}
+    # What a launch on verl was asked, and no more, can be compared with it.
+    asked = [set(given[name]["example_id"]) for name, file in files.items() if Path(file).is_dir()]
+    only = pl.Series(sorted(set.intersection(*asked)), dtype=pl.String) if asked else None
     chosen = dict(map(_named_model, model or []))
     if len(chosen) < len(model or []) or len(given) < len(predictions or []):
         raise UserError("two entries have one name; name them, such as --model first=runs/a --model second=runs/b")
     plan = Plan(
-        models={}, baselines=names, given=given, rows=rows,
+        models={}, baselines=names, given=given, only=only, rows=rows,
         min_user_history=min_user_history, min_item_history=min_item_history,
         validation=validation, refit=refit, tune=tune, rounds=rounds, seed=seed, anonymise=anonymise,
     )  # fmt: skip
@@ -125,12 +131,12 @@ def compare(
     command = "reczero " + " ".join(sys.argv[1:]) if sys.argv[1:2] == ["compare"] else None
     with Progress() as progress:
         try:
+            if only is not None:
+                progress.say(f"only the {len(only):,} test rows that the launch asked")
             found = study(data, folder, plan, progress.say, progress.report, command)
         except KeyboardInterrupt:
             progress.say("interrupted; the same command goes on from here")
             raise
-    import polars as pl
-
     print_comparison(pl.read_csv(folder / "comparison.csv"), summary(found))
     typer.echo(f"report: {write_report(folder)}")
 
@@ -167,7 +173,7 @@ def _named_model(text: str) -> tuple[str, str]:
     return (name, model) if sep and name and model else (Path(text).name, text)
 
 
-def _table(path: Path) -> "pl.DataFrame":
+def _table(path: Path, data: "Dataset") -> "pl.DataFrame":
     from reczero.evaluation.outside import read_predictions_file
 
-    return read_predictions_file(path)
+    return read_predictions_file(path, data.fingerprint)

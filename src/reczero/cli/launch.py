@@ -58,11 +58,11 @@ def launch_verl(
     from reczero.scaleout.launch import submit as hand_over
     from reczero.scaleout.verl import Cluster
 
-    if dry_run and submit:
+    if dry_run and submit is not None:
         raise UserError("--dry-run and --submit: one or the other")
+    if submit == "":
+        raise UserError("--submit: is empty; give the address of the cluster, such as http://HEAD:8265")
     loaded = load_recipe(recipe, overrides or [])
-    if wrong := [override for override in verl or [] if "=" not in override]:
-        raise UserError(f"--verl {wrong[0]}: is written key=value")
     folder = out or Path("verl") / Path(recipe).stem
     cluster = Cluster(gpus, nodes, tensor_parallel or _tensor_parallel(loaded, gpus))
     with Progress() as progress:
@@ -105,6 +105,7 @@ def launch_accelerate(
     Example: reczero launch accelerate quickstart --gpus 2 --cpu --out runs/two
     """
     import shlex
+    import subprocess
     from importlib.util import find_spec
 
     from reczero.recipes import load_recipe
@@ -120,7 +121,15 @@ def launch_accelerate(
     if preset.startswith("zero") and not cpu and find_spec("deepspeed") is None:
         raise UserError(f"--preset {preset}: DeepSpeed is not installed here: pip install deepspeed, or --preset fsdp")
     environment = os.environ | ({"ACCELERATE_USE_CPU": "true"} if cpu else {})
-    os.execvpe(started[0], started, environment)
+    with subprocess.Popen(started, env=environment) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the processes got it too
+            code = process.wait() and 130
+    if code:
+        raise UserError(
+            f"the processes ended with code {code}; the same command with --resume goes on from the last step"
+        )
 
 
 def _tensor_parallel(recipe: "Recipe", gpus: int) -> int:

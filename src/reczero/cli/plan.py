@@ -296,6 +296,11 @@ def _remarks(plans: list[dict[str, Any]]) -> list[str]:
         if not fit["fits"]:
             ways = "; or ".join(each["ways_out"]) or "a GPU with more memory, or a smaller model"
             said.append(f"{count}: does not fit: {fit['why']}. What would: {ways}.")
+        work, shared = each["work"], each["engine"]["shared"]
+        units = work["groups"] * (1 if shared else work["group_size"])
+        if units % each["gpus"]:
+            what = "groups" if shared else "answers"
+            said.append(f"{count}: `reczero launch` refuses it: {units} {what} a step can't be shared evenly.")
         if idle := each["step"]["layout"]["idle"]:
             unit = "a group is" if each["engine"]["shared"] else "an answer is"
             said.append(

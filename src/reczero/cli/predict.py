@@ -60,6 +60,8 @@ def predict(
     from reczero.serving.bulk import Examples, Requests, Rows, predict_file
 
     share = Part.read(part)
+    if share != WHOLE and out.suffix.lower() == ".csv":
+        typer.echo("a part in a .csv can't be put together by `reczero join`, only one in a .parquet", err=True)
     with Progress() as progress:
         try:
             rows: Rows

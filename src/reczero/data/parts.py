@@ -80,6 +80,13 @@ def _check_key(folder: Path, seal: dict[str, Any], made: dict[str, Any]) -> None
         )
 
 
+def _sealed(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / "staged" / SEAL)
+    except UserError as error:
+        raise UserError(f"{folder}: is damaged; remove it, and make that part again.") from error
+
+
 def remove_parts(out: Path, of: int) -> None:
     """Removes the `of` parts beside `out`, and their folder if nothing else is in it."""
     parent = _folder(out, Part()).parent
@@ -107,7 +114,7 @@ class Parts:
             named = ", ".join(f"{number}/{of}" for number in missing[:20])
             more = f" and {len(missing) - 20:,} more" if len(missing) > 20 else ""
             raise UserError(f"{out}: of its {of:,} parts {named}{more} are missing; make them with --part first.")
-        seals = [read_json(folder / SEAL) for folder in folders]
+        seals = [_sealed(folder) for folder in whole]
         for folder, seal in zip(whole, seals, strict=True):
             _check_key(folder, seal, made)
             if any(not _is(folder / "staged" / name, hashed) for name, hashed in seal["files"].items()):

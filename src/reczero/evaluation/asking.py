@@ -69,7 +69,8 @@ class Plan:
     """What is compared, and how.
 
     models: name -> a language model, or its runs (seeds), which are pooled. baselines: names of `baselines.NAMES`.
-    given: name -> a table with example_id and prediction. rows: only so many test rows, spread evenly over time.
+    given: name -> a table with example_id and prediction. only: example ids, where not all test rows are meant. rows:
+    only so many of them, spread evenly over time.
     validation: rows that choose each model's decoding. refit: also fit collaborative baselines anew before each of so
     many stretches of the test period; 0 does not. tune: choose their settings on validation rows, and keep them.
     samples: sampled answers of each model whose mean and median are further decodings. probe: rows of the main table on
@@ -79,6 +80,7 @@ class Plan:
     models: Mapping[str, Sequence[Entrant]] = field(default_factory=dict)
     baselines: Sequence[str] = ()
     given: Mapping[str, pl.DataFrame] = field(default_factory=dict)
+    only: pl.Series | None = None
     rows: int | None = None
     min_user_history: int = 5
     min_item_history: int = 5

@@ -19,14 +19,15 @@ from reczero.recipes import RolloutRecipe
 _ASKS = "it takes a CSV, JSON lines or Parquet with the columns example_id and prediction"
 
 
-def read_predictions_file(path: Path) -> pl.DataFrame:
+def read_predictions_file(path: Path, fingerprint: str | None = None) -> pl.DataFrame:
     """example_id (str) and prediction (float, null where a row has no number), and `tokens`, `seconds` if it tells
-    them. A folder is read as verl's `trainer.validation_data_dir`: its last step.
+    them. A folder is read as verl's `trainer.validation_data_dir`; then every test row that the launch asked has a row.
+    fingerprint: of the data set, which a launch must be of.
 
     Raises UserError. A prediction that is no number is one row's failure, and no reason to refuse the others.
     """
     if path.is_dir():
-        return _from_verl(path)
+        return _from_verl(path, fingerprint)
     if not path.is_file():
         raise UserError(f"{path}: no such file; {_ASKS}")
     kind = path.suffix.lower()
@@ -79,8 +80,9 @@ def _from_json(path: Path) -> pl.DataFrame:
     return pl.DataFrame(rows, infer_schema_length=None, strict=False)
 
 
-def _from_verl(folder: Path) -> pl.DataFrame:
-    """example_id and prediction of the answers in `STEP.jsonl` of the last step.
+def _from_verl(folder: Path, fingerprint: str | None) -> pl.DataFrame:
+    """example_id and prediction of all rows of the launch, by the answers in `STEP.jsonl`: of the step with the most
+    answers, the last of several; null where there is none.
 
     verl writes the prompt as text and the answer, no ids: the launch folder's table of the same name (`test.parquet`
     beside `test/`) tells whose prompt it is, and its `reczero.json` how an answer is read.
@@ -94,6 +96,9 @@ def _from_verl(folder: Path) -> pl.DataFrame:
             f"{folder}: {table.name} or reczero.json does not lie beside it; leave it in the folder that "
             "`reczero launch` wrote"
         )
+    launched = read_json(folder.parent / "launch.json")
+    if fingerprint is not None and (not isinstance(launched, dict) or launched.get("fingerprint") != fingerprint):
+        raise UserError(f"{folder}: the launch was of other data than these, or of another split of them")
     try:
         rows = pl.read_parquet(table, columns=["prompt", "reward_model", "extra_info"])
         made = read_json(about)
@@ -101,34 +106,42 @@ def _from_verl(folder: Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, KeyError, TypeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{folder.parent}: is not as `reczero launch` writes it ({reason})") from error
+    if other := {ids["split"] for ids in rows["extra_info"]} - {"test"}:
+        raise UserError(
+            f"{folder}: holds answers to {min(other)} rows; evaluate.sh of the launch leaves those to test rows"
+        )
     unanswered: dict[str, list[tuple[str, str]]] = defaultdict(list)  # prompt -> (rating, example) of each
     for messages, truth, ids in rows.iter_rows():
         unanswered[_bare(messages[-1]["content"])].append((truth["ground_truth"], ids["example_id"]))
     begin = os.path.commonprefix(list(unanswered))
     end = os.path.commonprefix([prompt[::-1] for prompt in unanswered])[::-1]
-    path = steps[max(steps)]
-    found, strange = [], 0
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    texts = {
+        step: [line for line in path.read_text("utf-8").split("\n") if line.strip()] for step, path in steps.items()
+    }
+    last = max(texts, key=lambda step: (len(texts[step]), step))
+    path = steps[last]
+    found: list[tuple[str, float | None]] = []
+    strange = 0
+    for number, line in enumerate(texts[last], 1):
         try:
             entry = json.loads(line)
             prompt, answer, truth = _bare(entry["input"]), str(entry["output"]), str(entry["gts"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: is not as verl writes its answers ({error!r})") from error
-        candidates = unanswered.get(prompt[prompt.find(begin) : prompt.rfind(end) + len(end)])
-        if not candidates:
+        candidates = unanswered.get(prompt[prompt.find(begin) : prompt.rfind(end) + len(end)], [])
+        # Equal prompts are told apart by their ratings; those with the same one stand for each other.
+        one = next((one for one in candidates if one[0] == truth), None)
+        if one is None:
             strange += 1
             continue
-        # Equal prompts are told apart by their ratings; those with the same one stand for each other.
-        one = next((one for one in candidates if one[0] == truth), candidates[0])
         candidates.remove(one)
         found.append((one[1], parse(answer, template).rating))
     if strange:
         raise UserError(
-            f"{path}: {strange:,} of {strange + len(found):,} answers are to prompts that {table} does not hold, or "
-            "second answers to one: of another launch, or with val_kwargs.n above 1?"
+            f"{path}: {strange:,} of {strange + len(found):,} answers are to prompts that {table} does not hold, with "
+            "another rating, or second ones to one: of another launch, or with val_kwargs.n above 1?"
         )
+    found += [(example, None) for left in unanswered.values() for _, example in left]
     return pl.DataFrame(found, schema={"example_id": pl.String, "prediction": pl.Float64}, orient="row")
 
 

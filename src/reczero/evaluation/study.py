@@ -37,7 +37,8 @@ PAIRS = (
 def study(data: Dataset, out: Path, plan: Plan, say: Say, report: Report, command: str | None = None) -> dict[str, Any]:
     """Compare, and write the folder `out`: comparison.csv, .json and .tex, cold_start.csv, pairs.csv, slices.csv,
     test_examples.parquet, predictions/. Returns what comparison.json holds. Raises UserError."""
-    test = data.examples("test", cold_start=None, columns=SLIM, limit=plan.rows)
+    only = None if plan.only is None else pl.col("example_id").is_in(plan.only.implode())
+    test = data.examples("test", cold_start=None, columns=SLIM, where=only, limit=plan.rows)
     enough = (pl.col("user_count") >= plan.min_user_history) & (pl.col("item_count") >= plan.min_item_history)
     enough &= ~pl.col("cold_start")
     main = test.select(enough).to_series().to_numpy()

@@ -170,8 +170,9 @@ class Template:
         if shown:
             lines.append("Latest ratings by others, oldest first:")
             texts = [self._opinion(o) for o in shown]
-            # Bare numbers need no line each.
-            lines += texts if any(" | " in text for text in texts) else [" ".join(texts)]
+            # Bare numbers need no line each, where there is nothing else.
+            bare = not any(" | " in text for text in texts)
+            lines += [" ".join(texts)] if bare else [text if " | " in text else f"- {text}" for text in texts]
         return "\n".join(lines)
 
     def _standing(self, what: str, average: float | None, count: int) -> str:

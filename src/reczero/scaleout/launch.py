@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ from typing import Any, NoReturn
 import numpy as np
 import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import AutoConfig
 
 from reczero import __version__
 from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.files import atomic_dir, link_or_copy, write_json
-from reczero.models import load_tokenizer, resolve_model
+from reczero.models import load_tokenizer, quiet, resolve_model
 from reczero.reasoning import Template
 from reczero.recipes import Recipe, to_yaml
 from reczero.recipes.rows import Part, epochs_order, prepared, select, without_histories
@@ -33,7 +35,8 @@ RESULTS = ("checkpoints", "models", "model", "validation", "test")  # what a run
 BASE = "base"  # in it, a model that came from this machine
 SCRIPTS = ("run.sh", "evaluate.sh", "submit.sh", "slurm.sh", "environment.sh", "README.md")
 _ROUND = 8  # token limits are rounded up to a multiple
-_ODD = re.compile(r"[\x00-\x1f\x7f]|\$\{")
+_ODD = re.compile(r"[\x00-\x1f\x7f\\]|\$\{")
+_MOST_ROWS = 10_000_000  # of the training table, all epochs
 
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
@@ -75,15 +78,19 @@ def plan_launch(
     model's tokenizer can't be had to measure it. Raises UserError.
     """
     out = out.absolute()
+    verl.check_extra(extra)
     if _ODD.search(str(out)):
         raise UserError(
-            f"--out {out}: verl's configuration can't hold this path; choose one without control characters and ${{"
+            f"--out {out}: verl's configuration can't hold this path; choose one without control "
+            "characters, backslashes and ${"
         )
     verl.check(recipe, cluster)
     data = prepared(recipe)
     parts = select(recipe, data)
     template = Template(recipe.rollout.template, data.scale)
     t, tables = recipe.training, {}
+    if (rows := parts["train"].examples.height * t.epochs) > _MOST_ROWS:
+        raise UserError(f"training.epochs: {t.epochs:g} make {rows:,.0f} rows of training; give training.steps instead")
     for name, part in parts.items():
         tables[f"{name}.parquet"] = rl_table(part, template, data.name, name)
     train = parts["train"].examples["rating"].to_numpy()
@@ -102,7 +109,9 @@ def write_launch(launch: Launch, out: Path) -> None:
     """Writes the folder. An earlier launch there is replaced, unless a run has left results in it. Raises UserError."""
     out = out.absolute()
     if found := [name for name in RESULTS if (out / name).exists()]:
-        raise UserError(f"{out}: holds a run's {found[0]}/; choose another --out, or remove it first")
+        raise UserError(
+            f"{out}: holds a run's {found[0]}/; its run.sh or submit.sh goes on with it, else choose another --out"
+        )
     with atomic_dir(out, ours=OURS) as folder:
         for name, table in launch.tables.items():
             table.write_parquet(folder / name)
@@ -122,12 +131,10 @@ def write_launch(launch: Launch, out: Path) -> None:
 
 
 def submit(folder: Path, address: str) -> str:
-    """Hands `run.sh` of a launch folder to the Ray cluster at `address` (http://HOST:8265) and returns what `ray` said.
-
-    By Ray's own command, which must be on the PATH. Raises UserError.
+    """Hands a launch folder to the Ray cluster at `address` (http://HOST:8265) by its submit.sh, which wants Ray's own
+    command on the PATH. Returns what `ray` said. Raises UserError.
     """
-    script = str(folder.absolute() / "run.sh")
-    command = ["ray", "job", "submit", "--address", address, "--no-wait", "--", "bash", script]
+    command = ["bash", str(folder.absolute() / "submit.sh"), address]
     if shutil.which("ray") is None:
         raise UserError(
             f"--submit {address}: no `ray` command here; install verl's environment ({folder}/environment.sh) and put "
@@ -204,16 +211,16 @@ def _no_policy(name: str) -> NoReturn:
 
 
 def _measured(recipe: Recipe, tables: dict[str, pl.DataFrame], prompt_tokens: int | None, report: Report) -> Sizes:
-    """The longest prompt and trace, in tokens of the recipe's model."""
+    """The longest prompt and trace, in tokens of the recipe's model; `prompt_tokens` where that can't be had here."""
     rows = tables["train.parquet"].height
     traces = tables["sft.parquet"].height if "sft.parquet" in tables else 0
-    if prompt_tokens is not None:
-        longest = prompt_tokens + recipe.rollout.max_tokens
-        return Sizes(rows, prompt_tokens, traces, longest if traces else 0, measured=False)
     try:
         tokenizer = load_tokenizer(recipe.model.name)
     except UserError as error:
-        raise UserError(f"{error}\n  or give the longest prompt yourself: --prompt-tokens 6144") from error
+        if prompt_tokens is None:
+            raise UserError(f"{error}\n  or give the longest prompt yourself: --prompt-tokens 6144") from error
+        longest = prompt_tokens + recipe.rollout.max_tokens
+        return Sizes(rows, prompt_tokens, traces, longest if traces else 0, measured=False)
 
     def longest_of(name: str, column: str, answered: bool) -> int:
         texts, most, table = tables[name][column], 0, tables[name]
@@ -227,8 +234,22 @@ def _measured(recipe: Recipe, tables: dict[str, pl.DataFrame], prompt_tokens: in
                 report({"what": f"measure {name}", "predicted": i + 1, "of": table.height})
         return -(-most // _ROUND) * _ROUND
 
-    prompts = [longest_of(name, "prompt", False) for name in tables if name != "sft.parquet"]
-    return Sizes(rows, max(prompts), traces, longest_of("sft.parquet", "messages", True) if traces else 0)
+    prompts = max(longest_of(name, "prompt", False) for name in tables if name != "sft.parquet")
+    sizes = Sizes(rows, prompts, traces, longest_of("sft.parquet", "messages", True) if traces else 0)
+    longest = max(prompts + recipe.rollout.max_tokens, sizes.trace_tokens)
+    if longest > (room := _context_of(recipe.model.name)):
+        raise UserError(
+            f"rollout.max_tokens: {recipe.rollout.max_tokens:,} after prompts of {prompts:,} tokens are more than the "
+            f"{room:,} that the model can read"
+        )
+    return sizes
+
+
+def _context_of(model: str) -> int:
+    """How many tokens it can read."""
+    with quiet():
+        config = AutoConfig.from_pretrained(resolve_model(model), trust_remote_code=False)
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
 
 
 # --- texts ------------------------------------------------------------------------------------------------------------

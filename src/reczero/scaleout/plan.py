@@ -604,6 +604,8 @@ def make_plan(
     mistakes = [f"{what} {value:g}: must be above 0" for what, value in (
         ("--gpus", gpus), ("--gpus-per-node", per_node), ("--prompt-tokens", prompt), ("--answer-tokens", answer),
     ) if value < 1]  # fmt: skip
+    mistakes += [f"{what} {value:g}: more than 10,000,000" for what, value in (
+        ("--prompt-tokens", prompt), ("--answer-tokens", answer)) if value > 10**7]  # fmt: skip
     if price is not None and not 0 <= price < math.inf:
         mistakes.append(f"--price {price:g}: must be a number from 0 on")
     if preset and engine == "verl":

@@ -63,6 +63,23 @@ class Sizes:
     measured: bool = True
 
 
+# What the scripts of a launch folder set themselves.
+FIXED = (
+    "data.train_files", "data.val_files", "reward.custom_reward_function.path", "trainer.default_local_dir",
+    "trainer.validation_data_dir", "actor_rollout_ref.model.path",
+)  # fmt: skip
+
+
+def check_extra(extra: Sequence[str]) -> None:
+    """Raises UserError for overrides that verl could not read, or that the scripts would overrule."""
+    for override in extra:
+        key, sep, value = override.partition("=")
+        if not sep or not re.fullmatch(r"[+~]{0,2}[\w.@/]+", key) or "\n" in value:
+            raise UserError(f"--verl {override!r}: is written key=value, in one line")
+        if key.lstrip("+") in FIXED:
+            raise UserError(f"--verl {override}: the folder's scripts set {key}, to where the folder is")
+
+
 def check(recipe: Recipe, cluster: Cluster) -> None:
     """Raises UserError, with every reason why verl can't run the recipe on this cluster."""
     t, s = recipe.training, recipe.sft
@@ -129,6 +146,8 @@ def grpo_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path,
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
     steps = t.steps or max(1, sizes.rows // t.groups_per_step)
     epochs = math.ceil(steps / max(1, sizes.rows // t.groups_per_step))
+    if sizes.rows < t.groups_per_step:
+        raise UserError(f"{sizes.rows} rows in all epochs are fewer than training.groups_per_step, {t.groups_per_step}")
     overrides: dict[str, Any] = {
         "algorithm.adv_estimator": "grpo",
         "algorithm.norm_adv_by_std_in_grpo": True,
@@ -201,6 +220,8 @@ def sft_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path, 
     a_epoch = max(1, sizes.traces // s.traces_per_step)
     steps = s.steps or max(1, round(a_epoch * s.epochs))
     longest = sizes.trace_tokens
+    if sizes.traces < s.traces_per_step:
+        raise UserError(f"{sizes.traces} kept traces are fewer than sft.traces_per_step, {s.traces_per_step}")
     return {
         "data.train_files": str(folder / "sft.parquet"),
         "data.val_files": None,

@@ -46,13 +46,20 @@ class Scorer:
 
 
 def validations(folder: Path) -> dict[int, dict[str, float]]:
-    """Step -> mae, rmse, parse_rate and rows of verl's dumps of validation answers (`STEP.jsonl`) in a folder."""
+    """Step -> mae, rmse, parse_rate and rows of verl's dumps of validation answers (`STEP.jsonl`) in a folder.
+
+    A damaged one is told on stderr, and left out.
+    """
     found = {}
     for path in folder.glob("*.jsonl"):
         if not path.stem.isdigit():
             continue
-        lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
-        rows = [line for line in lines if line.get("abs_err") is not None]
+        try:
+            lines = [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
+            rows = [line for line in lines if line.get("abs_err") is not None]
+        except (ValueError, AttributeError) as error:
+            print(f"{path}: damaged, left out ({error})", file=sys.stderr)
+            continue
         if rows:
             n = len(rows)
             found[int(path.stem)] = {
@@ -65,8 +72,16 @@ def validations(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def best(found: Mapping[int, Mapping[str, float]], checkpoints: Path) -> int | None:
-    """The step, of those whose checkpoint stands in a folder as verl writes it, whose answers are the best."""
-    there = [step for step in found if (checkpoints / f"global_step_{step}" / "actor").is_dir()]
+    """The step, of those whose checkpoint stands in a folder as verl writes it, whose answers are the best.
+
+    Only whole validations count: those with as many rows as any has.
+    """
+    whole = max((validation["rows"] for validation in found.values()), default=0)
+    there = [
+        step
+        for step, validation in found.items()
+        if validation["rows"] == whole and (checkpoints / f"global_step_{step}" / "actor").is_dir()
+    ]
     return min(there, key=lambda step: rank(found[step]), default=None)
 
 
@@ -78,6 +93,7 @@ def main(arguments: list[str]) -> int:
     folder, checkpoints = map(Path, arguments)
     found = validations(folder)
     chosen = best(found, checkpoints)
+    print("the best is well-formed in 95 % of the rows, or nearest to that; then the MAE decides", file=sys.stderr)
     print("  step    MAE   RMSE  well-formed  rows", file=sys.stderr)
     for step, v in found.items():
         line = f"{step:6d}  {v['mae']:.3f}  {v['rmse']:.3f}  {v['parse_rate']:11.1%}  {v['rows']:4d}"

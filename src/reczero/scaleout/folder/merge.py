@@ -3,6 +3,7 @@
 An adapter is merged into its base. MODEL appears whole or not at all.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def main(shards: Path, model: Path) -> None:
         PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(half)
         shutil.rmtree(adapter)
     shutil.copy2(here / "reczero.json", half)  # how it is prompted
+    (half / "checkpoint.txt").write_text(os.path.relpath(shards, here) + "\n")
     model.parent.mkdir(parents=True, exist_ok=True)
     half.rename(model)
     print(f"{model}: written")
