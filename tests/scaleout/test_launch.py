@@ -324,6 +324,38 @@ def test_a_moved_folder_runs_from_where_it_is(launched, tmp_path):
     assert last["trainer.logger"] == "[console]"
 
 
+def test_evaluation_takes_the_best_and_never_an_old_model(launched, tmp_path):
+    log, best = tmp_path / "calls.jsonl", tmp_path / "best"
+    shim = tmp_path / "python"
+    shim.write_text(
+        f"#!{sys.executable}\nimport json, os, sys\nfrom pathlib import Path\n"
+        f"open({str(log)!r}, 'a').write(json.dumps(sys.argv[1:]) + '\\n')\n"
+        f"if sys.argv[1].endswith('reward.py'):\n    print(sys.argv[3] + '/' + open({str(best)!r}).read())\n"
+        "if sys.argv[1].endswith('merge.py'):\n    Path(sys.argv[3]).mkdir()\n"
+        f"    of = os.path.relpath(sys.argv[2], {str(launched)!r})\n"
+        "    (Path(sys.argv[3]) / 'checkpoint.txt').write_text(of + '\\n')\n"
+    )
+    shim.chmod(0o755)
+
+    def evaluate() -> subprocess.CompletedProcess:
+        environment = os.environ | {"PYTHON": str(shim)}
+        return subprocess.run(
+            ["bash", launched / "evaluate.sh"], env=environment, cwd="/", capture_output=True, text=True
+        )
+
+    best.write_text("global_step_4")
+    assert evaluate().returncode == 0 and evaluate().returncode == 0
+    calls = [json.loads(line) for line in log.read_text().splitlines()]
+    merges = [call for call in calls if call[0].endswith("merge.py")]
+    assert [call[1:] for call in merges] == [[f"{launched}/checkpoints/grpo/global_step_4/actor", f"{launched}/model"]]
+    last = calls[-1]
+    assert "trainer.val_only=true" in last and f"data.val_files='{launched}/test.parquet'" in last
+    assert f"actor_rollout_ref.model.path='{launched}/model'" in last
+    best.write_text("global_step_8")
+    refused = evaluate()
+    assert refused.returncode == 2 and "model/ is of checkpoints/grpo/global_step_4/actor" in refused.stderr
+
+
 # --- answers that verl left -------------------------------------------------------------------------------------------
 
 
