@@ -134,7 +134,8 @@ class _Fitted:
                 total += np.bincount(cell, values, cells)
         norm = np.sqrt(square * other_square) * (common + FEW)
         alike = np.divide(product * common, norm, out=np.zeros(cells), where=norm > 0)
-        return np.maximum(alike, 0).reshape(len(targets), len(others))
+        # Rounded, so that equals are equals whatever the order in which they were summed.
+        return np.maximum(alike, 0).round(9).reshape(len(targets), len(others))
 
     def hint(self, weights: np.ndarray, items: np.ndarray, ratings: np.ndarray) -> float:
         """weights, items, ratings: (entries,) how alike to the target, which, and how the user rated them."""

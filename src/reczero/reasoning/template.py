@@ -189,7 +189,7 @@ class Template:
 
     @property
     def places(self) -> int:
-        """Decimals of averages and of points: two, where facts are shown on a scale narrower than two points more."""
+        """Decimals of averages and of points: two; with facts more, on a scale of a point or less."""
         return max(2, 3 - math.ceil(math.log10(self.scale.width))) if self.settings.facts else 2
 
     def item_average(self, context: Context) -> float | None:
