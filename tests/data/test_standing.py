@@ -18,6 +18,7 @@ from reczero.reasoning import Fact, Item, Scale, Standing, Template, TemplateSet
 
 FACTS: tuple[Fact, ...] = get_args(Fact)
 SCALE = Scale(0, 2, 0.1)  # tenths have no exact sums
+TARGET = {"user_id": pl.String, "item_id": pl.String, "timestamp": pl.Int64, "split": pl.String}
 KINDS: list[dict[str, Any]] = [
     {},
     {"train": 0.4, "validation": 0.3, "test": 0.3, "users": 6},
@@ -212,11 +213,15 @@ def test_as_of_the_end_without_the_pairs_own_rating(tmp_path: Path) -> None:
     every, splits = rows_of(data)
     known = Known(data, FACTS)
     pairs = [row[:2] for row in every[::3]] + [("u8", "i0"), ("u8", "i19"), (None, "i0"), ("u0", "i18")]
-    for (user, item), context in zip(pairs, known.contexts(pairs), strict=True):
+    found = known.contexts(pairs)
+    for (user, item), context in zip(pairs, found, strict=True):
         close(context.standing, slowly(every, splits, Target(user, item, None, None, categories(item)), "time"))
+    assert known.contexts(pairs) == found  # whichever model was fitted last
     new = known.user("u0", Item("New", ("b", "a", "what nobody knows")))
     labels = ["b", "a", "what nobody knows"]
     close(new.standing, slowly(every, splits, Target("u0", None, None, None, labels), "time"))
+    nowhere = pl.DataFrame({"user_id": "u0", "item_id": "nowhere", "timestamp": None, "split": None}, schema=TARGET)
+    close(data.standings.of(nowhere, FACTS)[0], slowly(every, splits, Target("u0", "nowhere", None, None, []), "time"))
     assert known.usual == pytest.approx(statistics.fmean(row.rating for row in every))
     assert Known(data).user("u0").standing is None and Known(data).usual is None
 
