@@ -1,4 +1,4 @@
-"""The collaborative hint: what a model of item neighbours adds for a user and an item, in points.
+"""The collaborative hint: what a model of item neighbours, fitted strictly earlier, adds for a user and an item.
 
 Item neighbours on residuals (Sarwar et al. 2001, Item-based collaborative filtering recommendation algorithms, WWW).
 Fitted on the first c ratings in order of time:
