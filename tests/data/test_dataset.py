@@ -8,7 +8,7 @@ import pytest
 
 from reczero.data import Dataset, PrepareSettings, prepare, spread
 from reczero.errors import UserError
-from reczero.reasoning import Opinion, Scale
+from reczero.reasoning import Opinion, Scale, Template, TemplateSettings
 
 
 @pytest.fixture
@@ -128,3 +128,17 @@ def test_real_ml_100k(ml_100k: Dataset) -> None:
     assert test.select((guess - pl.col("rating")).abs().mean()).item() == pytest.approx(0.805, abs=5e-4)
     assert test.select(((guess - pl.col("rating")) ** 2).mean().sqrt()).item() == pytest.approx(1.019, abs=5e-4)
     assert len(ml_100k.contexts(test)) == 9_368
+
+
+@pytest.mark.network
+def test_real_figures_of_the_facts(ml_100k: Dataset) -> None:
+    """On the validation rows with enough past, as docs/log.md tells: the sum, and the sum as the prompt rounds it."""
+    rows = ml_100k.examples("validation")
+    contexts = ml_100k.contexts(rows, ("affinity", "hint", "sum"))
+    expected = {("affinity", "sum"): (0.9389, 0.7070), ("affinity", "hint", "sum"): (0.9241, 0.6949)}
+    for facts, (rmse, mae) in expected.items():
+        template = Template(TemplateSettings(facts=facts))
+        sums = pl.Series([template.total(context) for context in contexts], dtype=pl.Float64)
+        about = pl.Series([template.scale.nearest(total) for total in sums])
+        assert ((sums - rows["rating"]) ** 2).mean() ** 0.5 == pytest.approx(rmse, abs=5e-4)  # type: ignore[operator]
+        assert (about - rows["rating"]).abs().mean() == pytest.approx(mae, abs=5e-4)

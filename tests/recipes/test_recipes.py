@@ -71,7 +71,7 @@ def test_all_mistakes_are_reported_together(tmp_path):
     path.write_text(
         "method: reczero\nmodle: 1\n"
         "training: {learning_rate: -1, lr: 3, loss: foo}\n"
-        "rollout: {template: {variant: thnk, historie: 1}, guided: maybe}\n"
+        "rollout: {template: {variant: thnk, historie: 1, facts: [spread, sums]}, guided: maybe}\n"
         "data: {train: 0.5}\n"
     )
     with pytest.raises(UserError) as caught:
@@ -84,13 +84,14 @@ def test_all_mistakes_are_reported_together(tmp_path):
         "training.loss: 'foo' is not allowed; input should be 'grpo'",
         "rollout.template.variant: 'thnk' is not allowed; input should be 'think', 'single' or 'direct'",
         "rollout.template.historie: unknown key (value 1); did you mean history?",
+        "rollout.template.facts.1: 'sums' is not allowed; input should be 'spread', 'affinity', 'hint' or 'sum'",
         "rollout.guided: 'maybe' is not allowed",
         "evaluation.batch_size: 'none' is not allowed",
         "nonsense: an override is written key.sub=value",
         "data: train, validation and test must sum to 1",
     ):
         assert part in text, text
-    assert "9 mistakes" in text or "10 mistakes" in text
+    assert "10 mistakes" in text or "11 mistakes" in text
 
 
 def test_overrides_reach_any_value():

@@ -1,12 +1,23 @@
 """The rule-based teacher: well-formed on any context, deterministic, and true to what the prompt shows."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale, Template, TemplateSettings, parse
+from reczero.reasoning import (
+    Context,
+    HistoryEntry,
+    Item,
+    Opinion,
+    Scale,
+    Standing,
+    Template,
+    TemplateSettings,
+    parse,
+)
 from reczero.teachers.profile import ProfileWriter
 from reczero.teachers.teach import mentions_rating
 
@@ -101,3 +112,44 @@ def test_every_number_is_in_the_prompt_or_follows_from_it(context):
     for label, mean in re.findall(r"(Drama|Action|Crime) \((\d(?:\.\d)?)\)", " ".join(answer.texts.values())):
         given_ = [e.rating for e in context.user_history if label in template.shown_labels(e.item)]
         assert abs(sum(given_) / len(given_) - float(mean)) <= 0.05
+
+
+# --- with facts in the prompt -----------------------------------------------------------------------------------------
+
+numbers = st.none() | st.floats(-4, 4)
+FACTS = st.lists(st.sampled_from(["spread", "affinity", "hint", "sum"]), min_size=1, unique=True).map(tuple)
+
+
+def test_it_adds_up_the_facts():
+    standing = Standing(3.874, -0.216, 1.1, 0.304)
+    context = replace(SCREAM, standing=standing)
+    for facts, match, rating in [
+        (("affinity", "hint", "sum"), "Item 3.87, such items -0.22, rated alike +0.30: about 3.95, and that fits.", 4),
+        (("spread", "affinity"), "Item 3.87, such items -0.22: about 3.65, and that fits.", 4),
+        (("spread",), "Item 3.87: about 3.87, and that fits.", 4),
+    ]:
+        template = Template(replace(BRIEF, facts=facts))
+        answer = parse(ProfileWriter(template, 3.5).compose(context), template)
+        assert (answer.texts["match"].split(" Taste")[0], answer.rating) == (match, rating)
+        assert "3.87 from 120 ratings" in answer.texts["analyze_item"]
+    nothing = parse(ProfileWriter(template, 3.5).compose(replace(SCREAM, standing=Standing())), template)
+    assert nothing.texts["match"].startswith("Usual 3.50: about 3.50, and that fits.")
+
+
+@pytest.mark.parametrize("scale", [Scale(), Scale(0.0, 1.0, 0.05), Scale(0.0, 100.0, 1.0)])
+@given(st.data())
+def test_each_number_of_its_sum_is_one_of_the_prompt_and_the_sum_is_true(scale, data):
+    drawn = [data.draw(numbers) for _ in range(3)]
+    mean = data.draw(st.floats(scale.min, scale.max))
+    context = replace(SCREAM, user_history=(), standing=Standing(mean, *drawn))
+    template = Template(replace(BRIEF, facts=data.draw(FACTS)), scale)
+    writer = ProfileWriter(template, (scale.min + scale.max) / 2)
+    answer = parse(writer.compose(context), template)
+    said, total = re.fullmatch(r"Item (.*): about (\d+\.\d+),.*", answer.texts["match"]).groups()
+    prompt = template.messages(context)[1]["content"]
+    parts = re.findall(r"[+-]?\d+\.\d+", said)
+    for number in parts:
+        assert f" {number}" in prompt
+    inside = min(max(sum(map(float, parts)), scale.min), scale.max)
+    assert float(total) == pytest.approx(inside, abs=1e-9)
+    assert f"Together: {total}, about {Scale.text(answer.rating)}" in prompt or "sum" not in template.settings.facts

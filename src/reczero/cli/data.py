@@ -377,7 +377,7 @@ def _show_lengths(dataset: "Dataset", template: Any, model: str | None) -> None:
     from reczero.models.packaged import packaged_dir
 
     examples = dataset.examples(cold_start=None, limit=SHOWN_TOKENS)
-    prompts = [template.messages(context) for context in dataset.contexts(examples)]
+    prompts = [template.messages(context) for context in dataset.contexts(examples, template.settings.facts)]
     lengths = {"characters": [sum(len(message["content"]) for message in prompt) for prompt in prompts]}
     if model is None and (packaged_dir("smollm2-135m") / "config.json").is_file():
         model = "smollm2-135m"
@@ -404,7 +404,7 @@ def _show_example(dataset: "Dataset", example_id: str, template: Any) -> None:
 
     found = dataset.example(example_id)
     row = found.row(0, named=True)
-    (context,) = dataset.contexts(found)
+    (context,) = dataset.contexts(found, template.settings.facts)
     at = f" at {when(row['timestamp'])}:{row['timestamp'] % 60:02d} UTC" if dataset.info["timed"] else ""
     cold = ", cold start" if row["cold_start"] else ""
     typer.echo(

@@ -125,7 +125,7 @@ def _prompt_tokens(recipe: "Recipe", given: int | None) -> tuple[int, str]:
     template = Template(recipe.rollout.template, dataset.scale)
     lengths = [
         len(tokenizer.apply_chat_template(template.messages(c), add_generation_prompt=True, return_dict=False))
-        for c in dataset.contexts(rows)
+        for c in dataset.contexts(rows, template.settings.facts)
     ]
     mean = round(sum(lengths) / len(lengths))
     return mean, f"prompts of {mean:,} tokens, the mean of {len(lengths)} training rows of {dataset.name} ({whose})"

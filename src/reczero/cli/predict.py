@@ -66,7 +66,8 @@ def predict(
         try:
             rows: Rows
             if is_data:
-                rows = Examples(open_data(what), None if split == "all" else split or "test", share)
+                facts = predictor.answering.template.settings.facts
+                rows = Examples(open_data(what), None if split == "all" else split or "test", share, facts)
             else:
                 rows = Requests(Path(what), predictor, share)
             if not rows.count and share == WHOLE:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,10 @@ import pyarrow.parquet as pq
 
 from reczero.errors import UserError
 from reczero.files import read_json, sha256
-from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale
+from reczero.reasoning import Context, Fact, HistoryEntry, Item, Opinion, Scale
 
 from .splits import SPLITS
+from .standing import Standings
 from .tables import INTERACTIONS, ITEMS
 
 FORMAT = 2
@@ -174,10 +176,11 @@ class Dataset:
             raise UserError(f"{self.path}: damaged ({_first_line(error)}); prepare the data set again.") from error
         return pl.DataFrame(pl.from_arrow(pa.concat_tables(parts)))
 
-    def contexts(self, examples: pl.DataFrame) -> list[Context]:
+    def contexts(self, examples: pl.DataFrame, facts: Sequence[Fact] = ()) -> list[Context]:
         """The context of each row of `examples`, in their order: the only place where texts join the references.
 
-        The target's own rating and texts are not looked at. Entries that several contexts share are made once.
+        facts: those that the template shows; with any, the contexts have a standing. The target's own rating and texts
+        are not looked at. Entries that several contexts share are made once.
         """
         sides = {"user_history": "item_id", "item_history": "user_id"}
         entries = {
@@ -199,12 +202,19 @@ class Dataset:
             for row, rating in entries["item_history"].select("row", "rating").iter_rows()
         }
         plain = examples.select("item_id", "user_avg", "user_count", "item_avg", "item_count").iter_rows()
-        return [
-            Context(items[item], tuple(rated[r] for r in by_user), tuple(opinions[r] for r in by_item), *standing)
-            for (item, *standing), by_user, by_item in zip(
-                plain, rows("user_history"), rows("item_history"), strict=True
-            )
+        made = [
+            Context(items[item], tuple(rated[r] for r in by_user), tuple(opinions[r] for r in by_item), *known)
+            for (item, *known), by_user, by_item in zip(plain, rows("user_history"), rows("item_history"), strict=True)
         ]
+        if not facts:
+            return made
+        standings = self.standings.of(examples, facts)
+        return [replace(context, standing=one) for context, one in zip(made, standings, strict=True)]
+
+    @cached_property
+    def standings(self) -> Standings:
+        """The numbers behind facts, worked out where a prompt shows them and never stored."""
+        return Standings(self)
 
     def _texts(self, rows: pl.Series) -> dict[int, tuple[str | None, str | None]]:
         """(summary, review) of these interactions, by their row; nothing where no interaction has any."""

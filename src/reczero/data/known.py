@@ -7,11 +7,12 @@ from functools import cached_property
 import polars as pl
 
 from reczero.errors import NotFound
-from reczero.reasoning import Context, Item
+from reczero.reasoning import Context, Fact, Item
 
 from .dataset import EXAMPLES, Dataset
+from .standing import PRIOR
 
-PRIOR = 5.0  # ratings of the overall mean that an item's average is damped with when candidates are chosen
+_TARGET = {name: EXAMPLES[name] for name in ("user_id", "item_id", "timestamp", "split")}
 
 
 class Known:
@@ -20,8 +21,9 @@ class Known:
     Of the user's own rating of the item in question, if there is one, neither side knows anything.
     """
 
-    def __init__(self, data: Dataset):
-        self.data, self.scale = data, data.scale
+    def __init__(self, data: Dataset, facts: Sequence[Fact] = ()):
+        """facts: those that the template shows."""
+        self.data, self.scale, self.facts = data, data.scale, facts
 
     @cached_property
     def _ratings(self) -> pl.DataFrame:
@@ -42,6 +44,11 @@ class Known:
         """user_id and count, the most active first."""
         counts = self._ratings.group_by(pl.col("user_id").cast(pl.String)).agg(count=pl.len())
         return counts.sort(["count", "user_id"], descending=[True, False])
+
+    @cached_property
+    def usual(self) -> float | None:
+        """The mean of all ratings, where facts are shown: what averages are damped with."""
+        return self.data.standings.usual() if self.facts else None
 
     def find_users(self, text: str, limit: int) -> list[dict[str, object]]:
         """Users whose id begins with `text`, then those that hold it, the most active first."""
@@ -96,21 +103,28 @@ class Known:
             rated, others = mine.get((user,), nothing), theirs.get((item,), nothing)
             rated, others = (side.filter(~self._is_pair(user, item)) for side in (rated, others))
             of_user, of_item = self._side(rated, "user", "item_id"), self._side(others, "item", "user_id")
-            rows.append({"item_id": item} | of_user | of_item)
-        return self.data.contexts(pl.DataFrame(rows, schema={name: EXAMPLES[name] for name in rows[0]}))
+            rows.append({"user_id": user, "item_id": item, "timestamp": None, "split": None} | of_user | of_item)
+        return self.data.contexts(pl.DataFrame(rows, schema={name: EXAMPLES[name] for name in rows[0]}), self.facts)
 
     @staticmethod
     def _is_pair(user: str | None, item: str) -> pl.Expr:
         return (pl.col("user_id") == pl.lit(user)).fill_null(False) & (pl.col("item_id") == item)
 
-    def user(self, user_id: str) -> Context:
-        """What is known of a user; the item is a blank. Raises NotFound."""
+    def user(self, user_id: str, item: Item | None = None) -> Context:
+        """What is known of a user, towards an item that the data set does not have (by default a blank). Raises
+        NotFound."""
         if self.unknown_users([user_id]):
             raise NotFound(f"no user {user_id!r} in the data set")
         row = {"item_id": self.titles["item_id"][0]} | self._side(self._of("user_id", [user_id]), "user", "item_id")
         row |= {"item_history": [], "item_avg": None, "item_count": 0}
         (made,) = self.data.contexts(pl.DataFrame([row], schema={name: EXAMPLES[name] for name in row}))
-        return replace(made, item=Item(""))
+        made = replace(made, item=item or Item(""))
+        if not self.facts:
+            return made
+        target = pl.DataFrame([(user_id, None, None, None)], schema=_TARGET, orient="row")
+        target = target.with_columns(categories=pl.Series([list(made.item.categories)], dtype=pl.List(pl.String)))
+        (standing,) = self.data.standings.of(target, self.facts)
+        return replace(made, standing=standing)
 
     def _of(self, side: str, ids: Sequence[str]) -> pl.DataFrame:
         rows = self._ratings.filter(pl.col(side).is_in(list(ids)))

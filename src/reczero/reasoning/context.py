@@ -34,11 +34,25 @@ class Opinion:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where user and item stand, in numbers that a template may show as facts; None where one does not exist.
+
+    How each is worked out, as of the same moment as the context, is written in `reczero.data.standing`.
+    """
+
+    item_mean: float | None = None  # the item's average, damped
+    affinity: float | None = None  # how much more this user gives to items like this one than others do
+    spread: float | None = None  # standard deviation of the user's ratings
+    hint: float | None = None  # what a collaborative model adds to item_mean and affinity
+
+
+@dataclass(frozen=True)
 class Context:
     """Everything a prediction may rest on, as of the moment before the target interaction.
 
     `user_history` and `item_history` are oldest first and hold only the newest entries; the averages and counts are
-    over everything strictly earlier. An average is None where there is nothing earlier.
+    over everything strictly earlier. An average is None where there is nothing earlier. `standing` is None where no
+    facts were asked for.
     """
 
     item: Item
@@ -48,3 +62,4 @@ class Context:
     user_count: int = 0
     item_avg: float | None = None
     item_count: int = 0
+    standing: Standing | None = None

@@ -26,6 +26,10 @@ class Scale:
         low, high, step = (Decimal(str(x)) for x in (self.min, self.max, self.step))
         return tuple(float(low + i * step) for i in range(int((high - low) / step) + 1))
 
+    def nearest(self, value: float) -> float:
+        """The rating of the grid that is nearest, the higher of two."""
+        return min(reversed(self.grid()), key=lambda rating: round(abs(rating - value), 9))
+
     def contains(self, value: float) -> bool:
         return self.min <= value <= self.max
 

@@ -4,15 +4,17 @@ Prompt, grammar, parser (`parser.py`) and reward (`reward.py`) all derive from a
 The four steps and their tags are the paper's (arXiv 2510.23077); `single` and `direct` are its ablations.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from .context import Context, HistoryEntry, Item, Opinion
+from .context import Context, HistoryEntry, Item, Opinion, Standing
 from .neutralise import neutralise
 from .scale import Scale
 
 Variant = Literal["think", "single", "direct"]
 Field = Literal["categories", "creator", "price", "description", "summary", "review"]
+Fact = Literal["spread", "affinity", "hint", "sum"]
 FIELDS: tuple[Field, ...] = ("categories", "creator", "price", "summary", "description", "review")
 
 
@@ -59,6 +61,7 @@ class TemplateSettings:
     history: int = 10
     opinions: int = 10
     fields: tuple[Field, ...] = FIELDS
+    facts: tuple[Fact, ...] = ()  # numbers of the context's standing; with any, the item's average is the damped one
     title_chars: int = 120
     summary_chars: int = 200
     description_chars: int = 400
@@ -158,7 +161,9 @@ class Template:
 
     def _user(self, context: Context) -> str:
         shown = self.shown_history(context)
-        lines = ["# User", self._standing("Average rating given", context.user_avg, context.user_count)]
+        lines = ["# User", self._average("Average rating given", context.user_avg, context.user_count)]
+        if "spread" in self.settings.facts and (spread := self._standing(context).spread) is not None:
+            lines[-1] += f", spread {spread:.{self.places - 1}f}"
         if shown:
             lines.append("Latest ratings, oldest first:")
         return "\n".join([*lines, *(self._rated(entry) for entry in shown)])
@@ -166,7 +171,8 @@ class Template:
     def _item(self, context: Context) -> str:
         shown = self.shown_opinions(context)
         lines = ["# Item", self._attributes(context.item, ("categories", "creator", "price", "description"))]
-        lines.append(self._standing("Average rating received", context.item_avg, context.item_count))
+        lines.append(self._average("Average rating received", self.item_average(context), context.item_count))
+        lines += self._together(context)
         if shown:
             lines.append("Latest ratings by others, oldest first:")
             texts = [self._opinion(o) for o in shown]
@@ -175,10 +181,55 @@ class Template:
             lines += [" ".join(texts)] if bare else [text if " | " in text else f"- {text}" for text in texts]
         return "\n".join(lines)
 
-    def _standing(self, what: str, average: float | None, count: int) -> str:
+    # --- facts --------------------------------------------------------------------------------------------------------
+
+    def _standing(self, context: Context) -> Standing:
+        if context.standing is None:
+            raise ValueError("the template shows facts, and the context was made without: ask for template.facts")
+        return context.standing
+
+    @property
+    def places(self) -> int:
+        """Decimals of averages and of points: two; with facts more, on a scale of a point or less."""
+        return max(2, 3 - math.ceil(math.log10(self.scale.width))) if self.settings.facts else 2
+
+    def item_average(self, context: Context) -> float | None:
+        """The average of the item that the prompt shows: with facts the damped one."""
+        return self._standing(context).item_mean if self.settings.facts else context.item_avg
+
+    def parts(self, context: Context) -> dict[str, float]:
+        """What the prompt shows, and as it shows it, of the numbers that add up: "item", "affinity", "hint"."""
+        standing, facts = self._standing(context), self.settings.facts
+        shown = {"affinity": standing.affinity, "hint": standing.hint}
+        parts = {"item": standing.item_mean} | {name: shown[name] for name in shown if name in facts}
+        return {name: round(part, self.places) + 0.0 for name, part in parts.items() if part is not None}
+
+    def total(self, context: Context) -> float | None:
+        """The sum of `parts`, kept within the scale; None where the item's average does not exist."""
+        parts = self.parts(context)
+        if "item" not in parts:
+            return None
+        return min(max(round(sum(parts.values()), self.places), self.scale.min), self.scale.max)
+
+    def _together(self, context: Context) -> list[str]:
+        """What is known of this user and this item together, a line each."""
+        if not self.settings.facts:
+            return []
+        names = {"affinity": "This user on such items", "hint": "Those who rate alike"}
+        parts, total = self.parts(context), self.total(context)
+        lines = [f"{words}: {parts[name]:+.{self.places}f}" for name, words in names.items() if name in parts]
+        if "sum" in self.settings.facts and total is not None:
+            lines.append(f"Together: {total:.{self.places}f}, about {Scale.text(self.scale.nearest(total))}")
+        return lines
+
+    # --- lines --------------------------------------------------------------------------------------------------------
+
+    def _average(self, what: str, average: float | None, count: int) -> str:
         """The average, and the rating of the scale's grid that is nearest to it: what a small model can't work out."""
         if average is None:
-            return f"{what}: unknown (0 ratings)"
+            return f"{what}: unknown ({count if self.settings.facts else 0} ratings)"
+        if self.settings.facts:
+            return f"{what}: {average:.{self.places}f} ({count} ratings)"
         nearest = min(self.scale.grid(), key=lambda rating: abs(rating - average))
         return f"{what}: {average:.2f}, about {Scale.text(nearest)} ({count} ratings)"
 

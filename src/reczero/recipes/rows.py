@@ -67,7 +67,8 @@ def select(recipe: Recipe, data: Dataset) -> dict[str, Part]:
     rows = {split: rows_of(recipe, data, split, count) for split, count in counts.items()}
     if (found := rows["train"].height) < (step := recipe.training.groups_per_step):
         raise UserError(f"data.train_examples: {found} rows are fewer than training.groups_per_step, {step}.")
-    return {split: Part(part, data.contexts(part)) for split, part in rows.items()}
+    facts = recipe.rollout.template.facts
+    return {split: Part(part, data.contexts(part, facts)) for split, part in rows.items()}
 
 
 def without_histories(data: Dataset, split: Split) -> pl.DataFrame:

@@ -15,6 +15,7 @@ from reczero.errors import UserError
 from reczero.evaluation.predictor import Forecast, Predictor
 from reczero.files import atomic_dir, sha256
 from reczero.models import resolve_model
+from reczero.reasoning import Context
 from reczero.recipes import RolloutRecipe
 
 from .opening import find, open_policy, write_about
@@ -65,7 +66,7 @@ class LanguageModel(Predictor):
         parts = [pl.DataFrame(schema=PREDICTIONS | {"seconds": pl.Float64()})]
         for start in range(0, examples.height, PORTION):
             part = examples[start : start + PORTION]
-            contexts = self.data.contexts(self._whole(part))
+            contexts = self._contexts(part)
             began = time.perf_counter()
             rated = part if "rating" in part.columns else part.with_columns(rating=pl.lit(None, pl.Float64))
             table = self.policy.predict(rated, contexts, self.name, self.batch_size, moved)
@@ -75,7 +76,7 @@ class LanguageModel(Predictor):
     def prompts(self, examples: pl.DataFrame) -> list[str]:
         """The exact text that the model reads of each row."""
         policy = self.policy
-        contexts = self.data.contexts(self._whole(examples))
+        contexts = self._contexts(examples)
         return [policy.tokenizer.decode(policy.encode(policy.template.messages(context))) for context in contexts]
 
     def sampled(
@@ -90,7 +91,7 @@ class LanguageModel(Predictor):
             progress(done)
 
         for start in range(0, examples.height, PORTION):
-            contexts = self.data.contexts(self._whole(examples[start : start + PORTION]))
+            contexts = self._contexts(examples[start : start + PORTION])
             given = self.policy.sample(contexts, answers, self.temperature, seed + start, self.batch_size, moved)
             parts.append(given)
         return np.concatenate(parts)
@@ -99,12 +100,15 @@ class LanguageModel(Predictor):
         self, examples: pl.DataFrame, seed: int, progress: Callable[[int], None] = lambda done: None
     ) -> pl.DataFrame:
         """As `reczero.rollout.probes.probe`."""
-        contexts = self.data.contexts(self._whole(examples))
+        contexts = self._contexts(examples)
         return probe(self.policy, examples, contexts, seed, self.batch_size, progress)
+
+    def _contexts(self, examples: pl.DataFrame) -> list[Context]:
+        return self.data.contexts(self._whole(examples), self.policy.template.settings.facts)
 
     def _whole(self, examples: pl.DataFrame) -> pl.DataFrame:
         """The rows with their histories, in the same order."""
-        if {"user_history", "item_history"} <= set(examples.columns):
+        if {"user_history", "item_history", "timestamp", "split"} <= set(examples.columns):
             return examples
         ids = examples.select("example_id")
         found = self.data.examples(cold_start=None, where=pl.col("example_id").is_in(ids["example_id"].implode()))

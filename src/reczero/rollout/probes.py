@@ -13,7 +13,7 @@ import polars as pl
 
 from reczero.errors import UserError
 from reczero.evaluation.findings import UNALTERED
-from reczero.reasoning import Answer, Context, Opinion
+from reczero.reasoning import Answer, Context, Opinion, Standing
 
 from .decoder import Completion
 from .packed import packed_weights
@@ -47,7 +47,7 @@ def probe(
         UNALTERED: list(contexts),
         "other-user": [_as_user(context, contexts[k]) for context, k in zip(contexts, other, strict=True)],
         "shuffled-history": [_shuffled(context, rng) for context in contexts],
-        "no-history": [replace(context, user_history=(), user_avg=None, user_count=0) for context in contexts],
+        "no-history": [_as_user(context, Context(context.item, standing=Standing())) for context in contexts],
         "no-item-text": [_bare(context) for context in contexts],
     }
     asked = _Asked(policy, batch_size, progress)
@@ -115,9 +115,11 @@ def _others(users: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _as_user(context: Context, other: Context) -> Context:
-    return replace(
-        context, user_history=other.user_history, user_avg=other.user_avg, user_count=other.user_count
-    )  # fmt: skip
+    """`context` with all that depends on the user taken from `other`."""
+    given = replace(context, user_history=other.user_history, user_avg=other.user_avg, user_count=other.user_count)
+    if context.standing is None or other.standing is None:
+        return given
+    return replace(given, standing=replace(other.standing, item_mean=context.standing.item_mean))
 
 
 def _shuffled(context: Context, rng: np.random.Generator) -> Context:

@@ -200,7 +200,7 @@ def _traces(recipe: Recipe, data: Dataset, say: Say, report: Report) -> tuple[Pa
             "with teacher.traces=traces/mine"
         )
     good = kept(table, Path(where))
-    return contexts_of(data, good), good["text"].to_list()
+    return contexts_of(data, good, recipe.rollout.template.facts), good["text"].to_list()
 
 
 def _no_policy(name: str) -> NoReturn:

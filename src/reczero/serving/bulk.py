@@ -18,7 +18,7 @@ from reczero import __version__
 from reczero.data import WHOLE, Dataset, Part, Split
 from reczero.errors import BadRequest, UserError
 from reczero.files import atomic_file, held, read_json, separator_of, sha256, write_error, write_json
-from reczero.reasoning import Context
+from reczero.reasoning import Context, Fact
 from reczero.rollout.policy import PREDICTIONS
 
 from .answering import Prediction
@@ -49,8 +49,9 @@ class Rows(Protocol):
 class Examples:
     """The examples of a prepared data set, each as of the moment before it."""
 
-    def __init__(self, data: Dataset, split: Split | None, part: Part = WHOLE):
-        self.data, self.part = data, part
+    def __init__(self, data: Dataset, split: Split | None, part: Part = WHOLE, facts: Sequence[Fact] = ()):
+        """facts: those that the template of the model shows."""
+        self.data, self.part, self.facts = data, part, facts
         places = data.places(split)
         self.places = places[slice(*part.stretch(len(places)))]
         self.count = len(self.places)
@@ -61,7 +62,7 @@ class Examples:
             if skipped(number):
                 continue
             part = self.data.at(self.places[start : start + PORTION])
-            contexts = self.data.contexts(part)
+            contexts = self.data.contexts(part, self.facts)
             yield number, list(zip(part["example_id"], part["rating"], contexts, strict=True))
 
 

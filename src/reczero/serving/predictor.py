@@ -19,7 +19,7 @@ from reczero.rollout.opening import find, open_policy
 
 from .answering import Answering, Local, Prediction, Progress, nobody
 from .remote import CONCURRENCY, Remote
-from .requests import Asked, PredictRequest, RecommendRequest, context, read
+from .requests import Asked, PredictRequest, RecommendRequest, context, read, standing
 
 POOL = 50  # candidates that are chosen where none are given
 
@@ -38,7 +38,7 @@ class Predictor:
 
     def __init__(self, answering: Answering, data: Dataset | None = None):
         self.answering = answering
-        self.known = Known(data) if data is not None else None
+        self.known = Known(data, answering.template.settings.facts) if data is not None else None
         self.scale: Scale = answering.template.scale
 
     @classmethod
@@ -141,14 +141,23 @@ class Predictor:
         return self.known
 
     def _of_item(self, item: Asked, request: PredictRequest | RecommendRequest) -> Context:
-        made = context(item, request, self.scale)
+        made = self._told(item, request)
         if request.user_id is None:
             return made
-        return _with_user(made, self._known("user_id").user(request.user_id))
+        return _with_user(made, self._known("user_id").user(request.user_id, made.item))
 
     def _of_id(self, made: Context, request: PredictRequest | RecommendRequest) -> Context:
         """The data set's context of an item, with the request's history where that is given."""
-        return made if request.history is None else _with_user(made, context(Asked(title="-"), request, self.scale))
+        if request.history is None:
+            return made
+        return _with_user(made, self._told(Asked(title="-", categories=list(made.item.categories)), request))
+
+    def _told(self, item: Asked, request: PredictRequest | RecommendRequest) -> Context:
+        """The context of what a request tells, with a standing where the template shows facts."""
+        made = context(item, request, self.scale)
+        if not self.answering.template.settings.facts:
+            return made
+        return replace(made, standing=standing(item, request, self.known.usual if self.known else None))
 
 
 def ranked(named: Sequence[tuple[str | None, str]], predictions: Sequence[Prediction], k: int) -> list[Recommendation]:
@@ -158,7 +167,12 @@ def ranked(named: Sequence[tuple[str | None, str]], predictions: Sequence[Predic
 
 
 def _with_user(made: Context, user: Context) -> Context:
-    return replace(made, user_history=user.user_history, user_avg=user.user_avg, user_count=user.user_count)
+    """`made` with all that depends on the user taken from `user`. A hint is of a pair of ids, or told by the client."""
+    given = replace(made, user_history=user.user_history, user_avg=user.user_avg, user_count=user.user_count)
+    if made.standing is None or user.standing is None:
+        return given
+    personal = replace(made.standing, affinity=user.standing.affinity, spread=user.standing.spread)
+    return replace(given, standing=personal)
 
 
 def _opened(data: Dataset | Path | str | None) -> Dataset | None:

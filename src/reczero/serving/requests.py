@@ -7,10 +7,12 @@ request from taking what belongs to the others.
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
+from reczero.data.standing import affinity, damped
 from reczero.errors import BadRequest
-from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale
+from reczero.reasoning import Context, HistoryEntry, Item, Opinion, Scale, Standing
 
 MOST_HISTORY = 1_000
 MOST_CANDIDATES = 200
@@ -22,6 +24,8 @@ Title = Annotated[str, StringConstraints(max_length=1_000, min_length=1)]
 Long = Annotated[str, StringConstraints(max_length=20_000)]
 Id = Annotated[str, StringConstraints(max_length=1_000, min_length=1)]
 Rating = Annotated[float, Field(ge=-1e6, le=1e6, description="on the server's scale")]
+Points = Annotated[float, Field(ge=-1e6, le=1e6, description="more or less, on the server's scale")]
+Spread = Annotated[float, Field(ge=0, le=1e6)]
 Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
@@ -44,6 +48,8 @@ class Rated(_Described):
     """An item that the user has rated."""
 
     rating: Rating
+    average: Rating | None = Field(None, description="mean of its ratings by others; for models that are shown facts")
+    count: Count | None = Field(None, description="how many others rated it; for models that are shown facts")
     summary: Short | None = Field(None, description="the review's headline")
     review: Long | None = None
 
@@ -63,6 +69,7 @@ class Asked(_Described):
     average: Rating | None = Field(None, description="mean of its ratings; by default that of `reviews`")
     count: Count | None = Field(None, description="how many ratings it has; by default as many as `reviews`")
     reviews: Annotated[list[Review], Field(max_length=MOST_REVIEWS)] = Field([], description="of others, oldest first")
+    hint: Points | None = Field(None, description="a collaborative model's; for models that are shown it")
 
 
 class _OfUser(_Asked):
@@ -72,13 +79,20 @@ class _OfUser(_Asked):
     user_id: Id | None = Field(None, description="a user of the prepared data set, instead of a history")
     user_average: Rating | None = Field(None, description="mean of all the user's ratings; by default the history's")
     user_count: Count | None = Field(None, description="how many ratings the user gave; by default the history's")
+    user_spread: Spread | None = Field(
+        None, description="standard deviation of the user's ratings; by default the history's, where it is the whole"
+    )
+    usual: Rating | None = Field(
+        None, description="mean of all ratings by anyone; by default the data set's, where there is one"
+    )
 
     @model_validator(mode="after")
     def _one_user(self) -> Self:
         if (self.history is None) == (self.user_id is None):
             raise ValueError("give either history (may be empty) or user_id")
-        if self.user_id is not None and (self.user_average is not None or self.user_count is not None):
-            raise ValueError("user_average and user_count go with history; those of user_id are known")
+        told = (self.user_average, self.user_count, self.user_spread)
+        if self.user_id is not None and any(number is not None for number in told):
+            raise ValueError("user_average, user_count and user_spread go with history; those of user_id are known")
         return self
 
 
@@ -144,11 +158,12 @@ def told(errors: Any) -> str:
 
 
 def context(item: Asked, user: _OfUser, scale: Scale) -> Context:
-    """What a prompt is made of. Raises BadRequest for numbers off the scale."""
+    """What a prompt is made of, but for its standing. Raises BadRequest for numbers off the scale."""
     history, reviews = user.history or [], item.reviews
     numbers: list[tuple[str, float | None]] = [(f"history.{i}.rating", entry.rating) for i, entry in enumerate(history)]
     numbers += [(f"item.reviews.{i}.rating", review.rating) for i, review in enumerate(reviews)]
-    numbers += [("item.average", item.average), ("user_average", user.user_average)]
+    numbers += [(f"history.{i}.average", entry.average) for i, entry in enumerate(history)]
+    numbers += [("item.average", item.average), ("user_average", user.user_average), ("usual", user.usual)]
     for place, number in numbers:
         if number is not None and not scale.contains(number):
             low, high = Scale.text(scale.min), Scale.text(scale.max)
@@ -161,6 +176,39 @@ def context(item: Asked, user: _OfUser, scale: Scale) -> Context:
         tuple(Opinion(review.rating, review.summary, review.review) for review in reviews),
         user_avg, user_count, item_avg, item_count,
     )  # fmt: skip
+
+
+def standing(item: Asked, user: _OfUser, usual: float | None) -> Standing:
+    """What can be worked out of what is told, by the formulas of `reczero.data.standing`; what can't does not exist.
+
+    usual: the mean of all ratings, if the request tells no other. A number of half of what it should rest on would be
+    worse than none: an average without its count can't be damped, and the newest part of a history has neither the
+    spread nor the affinity of the whole.
+    """
+    history = user.history or []
+    usual = user.usual if user.usual is not None else usual
+    count = len(item.reviews) if item.average is None and item.count is None else item.count
+    average = item.average
+    if average is None and item.reviews:
+        average = sum(review.rating for review in item.reviews) / len(item.reviews)
+    whole = user.user_count == len(history) or (user.user_count is None and user.user_average is None)
+    spread, leaning = user.user_spread, None
+    ratings = np.array([entry.rating for entry in history])
+    if spread is None and whole and len(history) > 1:
+        spread = float(ratings.std())
+    others = [mean for entry in history if (mean := _damped(entry.average, entry.count, usual)) is not None]
+    if whole and history and len(others) == len(history):
+        here, sets = set(item.categories), [set(entry.categories) for entry in history]
+        alike = np.array([len(here & there) / max(len(here | there), 1) for there in sets])
+        since = np.arange(len(history), 0, -1)
+        leaning = float(affinity(ratings - np.array(others), alike, since, np.zeros(len(history), int), 1)[0])
+    return Standing(_damped(average, count, usual), leaning, spread, item.hint)
+
+
+def _damped(average: float | None, count: int | None, usual: float | None) -> float | None:
+    if usual is None or count is None or (average is None and count):
+        return None
+    return float(damped((average or 0.0) * count, count, usual))
 
 
 def _standing(ratings: list[float], average: float | None, count: int | None, of: str) -> tuple[float | None, int]:

@@ -47,7 +47,7 @@ class ProfileWriter(Teacher):
 
         It rates by its own estimate, on the scale's grid; or `truth`, and then the same facts are weighed towards it.
         """
-        rating = truth if truth is not None else self._nearest(self.estimate(context))
+        rating = truth if truth is not None else self.template.scale.nearest(self.estimate(context))
         texts = {
             "analyze_user": self._user(context),
             "analyze_item": self._item(context),
@@ -56,7 +56,11 @@ class ProfileWriter(Teacher):
         return self.template.write(texts | {"think": " ".join(texts.values())}, rating)
 
     def estimate(self, context: Context) -> float:
-        """The usual rating and what user, item and taste add to it, kept within the scale."""
+        """The usual rating and what user, item and taste add to it, kept within the scale; where the template shows
+        facts, their sum."""
+        if self._factual:
+            total = self.template.total(context)
+            return self.center if total is None else total
         total = self._rounded(self.center) + sum(self._parts(context).values())
         return min(max(total, self.template.scale.min), self.template.scale.max)
 
@@ -73,8 +77,14 @@ class ProfileWriter(Teacher):
         return {who: self._rounded(part) for who, part in parts.items()}
 
     @property
+    def _factual(self) -> bool:
+        return bool(self.template.settings.facts)
+
+    @property
     def _places(self) -> int:
-        """Decimals of what is said in points: one, or more on a scale narrower than two points."""
+        """Decimals of what is said in points: one, or more on a scale narrower than two points; of facts as shown."""
+        if self._factual:
+            return self.template.places
         return max(1, 2 - math.ceil(math.log10(self.template.scale.width)))
 
     def _rounded(self, points: float) -> float:
@@ -100,10 +110,6 @@ class ProfileWriter(Teacher):
         here = set(self.template.shown_labels(context.item))
         return [taste for taste in self._tastes(context) if taste.name in here]
 
-    def _nearest(self, value: float) -> float:
-        """The nearest rating, the higher of two."""
-        return min(reversed(self.template.scale.grid()), key=lambda rating: round(abs(rating - value), 9))
-
     @property
     def _notable(self) -> float:
         """From this on a deviation is worth a word: a sixteenth of the scale, a quarter star of five."""
@@ -115,7 +121,7 @@ class ProfileWriter(Teacher):
         if context.user_avg is None:
             return "No ratings by this user yet."
         mood = self._compared(context.user_avg, "generous", "usual", "strict")
-        clauses = [f"Gives {_two(context.user_avg)} on average, {mood}"]
+        clauses = [f"Gives {self._average(context.user_avg)} on average, {mood}"]
         tastes = self._tastes(context)
         liked = [str(taste) for taste in tastes if taste.lean >= self._notable][:2]
         disliked = [str(taste) for taste in tastes if taste.lean <= -self._notable][:2]
@@ -127,23 +133,22 @@ class ProfileWriter(Teacher):
         """What speaks for it and against it: its categories and creator by the user's taste, then what others say."""
         good = [str(taste) for taste in self._touching(context) if taste.lean >= self._notable][:2]
         bad = [str(taste) for taste in self._touching(context) if taste.lean <= -self._notable][:2]
-        if context.item_avg is None:
+        average = self.template.item_average(context)
+        if average is None:
             bad.append("nobody has rated it yet")
         else:
-            rated = f"{_two(context.item_avg)} from {context.item_count} ratings"
-            (good if context.item_avg >= self.center else bad).append(rated)
+            rated = f"{self._average(average)} from {context.item_count} ratings"
+            (good if average >= self.center else bad).append(rated)
             latest = [opinion.rating for opinion in self.template.shown_opinions(context)]
-            recent = sum(latest) / len(latest) if len(latest) > 1 else context.item_avg
-            if abs(recent - context.item_avg) >= self._notable:
-                (good if recent > context.item_avg else bad).append(f"lately {Scale.text(recent, 1)}")
+            recent = sum(latest) / len(latest) if len(latest) > 1 else average
+            if abs(recent - average) >= self._notable:
+                (good if recent > average else bad).append(f"lately {Scale.text(recent, 1)}")
         return f"[pos] {', '.join(good) or 'little'} [neg] {', '.join(bad) or 'little'}"
 
     def _match(self, context: Context, rating: float) -> str:
         """The sum, the verdict, then the taste that speaks for and against it, what weighs more last."""
-        estimate, parts = self.estimate(context), self._parts(context)
-        total = ", ".join(
-            [f"Usual {self._said(self.center)}", *(f"{who} {self._said(parts[who], '+')}" for who in parts)]
-        )
+        estimate = self.estimate(context)
+        total = self._sum(context)
         touching = self._touching(context)
         good = [taste.name for taste in touching if taste.lean >= self._notable][:2]
         bad = [taste.name for taste in touching if taste.lean <= -self._notable][:2]
@@ -157,6 +162,16 @@ class ProfileWriter(Teacher):
         verdict = self._verdict(rating - estimate)
         return self._fitting([f"{total}: about {self._said(estimate)}, {verdict}", facts], ". ")
 
+    def _sum(self, context: Context) -> str:
+        """What the estimate adds up: of facts, where they are shown, as the prompt says them."""
+        if self._factual:
+            parts = self.template.parts(context)
+            whole = f"Item {self._said(parts.pop('item'))}" if "item" in parts else f"Usual {self._said(self.center)}"
+        else:
+            parts, whole = self._parts(context), f"Usual {self._said(self.center)}"
+        words = {"affinity": "such items", "hint": "rated alike"}
+        return ", ".join([whole, *(f"{words.get(name, name)} {self._said(parts[name], '+')}" for name in parts)])
+
     def _fitting(self, clauses: list[str], joint: str) -> str:
         """As many clauses as fit into a section (a token is a digit, a mark or a word), at least the first."""
         kept = clauses[0]
@@ -165,6 +180,10 @@ class ProfileWriter(Teacher):
                 break
             kept += f"{joint}{clause}"
         return f"{kept}."
+
+    def _average(self, value: float) -> str:
+        """As the prompt writes it."""
+        return f"{value:.{self.template.places}f}"
 
     def _said(self, points: float, sign: str = "") -> str:
         return f"{self._rounded(points):{sign}.{self._places}f}"
@@ -185,8 +204,3 @@ class ProfileWriter(Teacher):
 def _all(names: list[str], verb: str) -> str:
     """Subject and verb."""
     return f"{' and '.join(names)} {verb}" if len(names) > 1 else f"{names[0]} {verb}s"
-
-
-def _two(value: float) -> str:
-    """As the prompt writes an average."""
-    return f"{value:.2f}"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.files import cache_dir, held, writing
 from reczero.models import weights_mark
-from reczero.reasoning import Template
+from reczero.reasoning import Fact, Template
 from reczero.recipes import Recipe, TeacherRecipe
 from reczero.recipes.rows import NothingToLearn, Part, rows_of, without_histories
 from reczero.rollout import Policy
@@ -62,7 +62,8 @@ def write_traces(
             ledger = folder / "spent.jsonl"
             teacher = EndpointTeacher(template, settings.endpoint, cache_dir() / "teacher", ledger, settings.samples)
         fingerprint = traces_key(recipe, settings, data)
-        return teach(teacher, template, rows, data.contexts(rows), settings, fingerprint, folder, report)
+        contexts = data.contexts(rows, template.settings.facts)
+        return teach(teacher, template, rows, contexts, settings, fingerprint, folder, report)
 
 
 def traces_key(recipe: Recipe, settings: TeacherRecipe, data: Dataset) -> str:
@@ -108,8 +109,9 @@ def kept(table: pl.DataFrame, where: Path) -> pl.DataFrame:
     return rows
 
 
-def contexts_of(data: Dataset, traces: pl.DataFrame) -> Part:
-    """The rows that traces are about, in their order. Raises UserError where one is no training row of `data`."""
+def contexts_of(data: Dataset, traces: pl.DataFrame, facts: Sequence[Fact] = ()) -> Part:
+    """The rows that traces are about, in their order. facts: those that the template shows. Raises UserError where one
+    is no training row of `data`."""
     wanted = traces.select("example_id")
     rows = data.examples("train", cold_start=None, where=pl.col("example_id").is_in(wanted["example_id"].implode()))
     found = wanted.join(rows, on="example_id", how="left", maintain_order="left")
@@ -119,4 +121,4 @@ def contexts_of(data: Dataset, traces: pl.DataFrame) -> Part:
         raise UserError(
             f"teacher.traces: {other} of {traces.height} traces have another rating than {data.name}: of other data?"
         )
-    return Part(found, data.contexts(found))
+    return Part(found, data.contexts(found, facts))

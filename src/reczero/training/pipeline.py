@@ -109,7 +109,7 @@ def _reczero(session: Session) -> str:
 
 def _sft(session: Session) -> str:
     traces = kept(_taught(session, "teach", session.recipe.teacher), session.run.path)
-    part = contexts_of(session.data, traces)
+    part = contexts_of(session.data, traces, session.recipe.rollout.template.facts)
     imitate(session, "sft", traces, part.contexts)
     return "sft"
 
@@ -147,7 +147,8 @@ def _iterate(session: Session) -> str:
             session.say(f"round {i}: {error} So it ends here.")
             break
         used = pl.concat([used, written["example_id"]])
-        imitate(session, sft, traces, contexts_of(session.data, traces).contexts)
+        part = contexts_of(session.data, traces, session.recipe.rollout.template.facts)
+        imitate(session, sft, traces, part.contexts)
         reinforce(session, grpo, session.model_of(sft))
         alone, after = (run.info["stages"][name]["best_validation"] for name in (sft, grpo))
         gain = before["mae"] - after["mae"]
