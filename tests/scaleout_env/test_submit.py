@@ -86,6 +86,7 @@ def test_a_running_cluster_takes_the_job_and_verl_its_configuration(recipe, tmp_
         log = ask("logs", cluster, job).stdout
     assert "All configuration checks passed" in log, log[-3000:]
     assert ask("stop", cluster, job, "--no-wait").returncode == 0
+    assert (tmp_path / "launch" / "outputs" / ".hydra" / "overrides.yaml").is_file()  # and not where the cluster began
 
 
 def test_mistakes_of_a_submission_are_told(recipe, tmp_path, cluster):
