@@ -10,6 +10,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
+from typing import get_args
 
 import polars as pl
 import pytest
@@ -21,8 +22,7 @@ from reczero.errors import UserError
 from reczero.evaluation.outside import read_predictions_file
 from reczero.reasoning import Scale, Template, TemplateSettings, parse, score
 from reczero.recipes import load_recipe, shipped
-from reczero.scaleout import verl
-from reczero.scaleout.accelerate import PRESETS
+from reczero.scaleout import Preset, verl
 from reczero.scaleout.reward import bundle
 from reczero.scaleout.verl import Cluster, Sizes
 
@@ -111,7 +111,8 @@ def test_what_a_cluster_cant_share_is_told_together():
     ("value", "text"),
     [
         (None, "null"), (True, "true"), (3, "3"), (2e-06, "2e-06"), ("a/b-c_d.e", "a/b-c_d.e"),
-        ([1, "x y"], "[1,'x y']"), ("it's", r"'it\'s'"), ("a b", "'a b'"), (r"back\'s", r"'back\\\'s'"),
+        ([1, "x y"], "[1,'x y']"), ("it's", r"'it\'s'"), ("a b", "'a b'"),
+        (r"back\'s", r"'back\\\'s'"), ("end \\", "'end \\\\'"),
     ],
 )  # fmt: skip
 def test_values_are_quoted_as_hydra_reads_them(value, text):
@@ -485,7 +486,7 @@ def test_dumps_that_cant_be_read_are_told(launched, fault):
 # --- accelerate -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", get_args(Preset))
 def test_accelerate_takes_its_presets(preset, capsys):
     """accelerate's own parser and its configuration classes read them."""
     from accelerate.commands.config.config_args import load_config_from_file

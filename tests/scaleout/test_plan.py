@@ -24,9 +24,11 @@ from reczero.errors import UserError
 from reczero.recipes import load_recipe, shipped
 from reczero.rollout.head import replaced_head, token_log_probs
 from reczero.rollout.shared_prefix import Tree, shared_prefix_attention
-from reczero.scaleout import plan
+from reczero.scaleout import cost, shapes
+from reczero.scaleout.cost import Work, activation_bytes, engine_of, update_flops
 from reczero.scaleout.machines import GPUS, Machine, find_machine
-from reczero.scaleout.plan import SHAPES, ModelShape, Work, activation_bytes, engine_of, make_plan, update_flops
+from reczero.scaleout.plan import make_plan
+from reczero.scaleout.shapes import SHAPES, ModelShape
 
 SMALL = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=3, num_attention_heads=8, num_key_value_heads=2,
              vocab_size=300)  # fmt: skip
@@ -81,7 +83,7 @@ def test_known_models_have_the_published_number_of_parameters(name, count):
 
 
 def test_the_packaged_models_shape_is_that_of_its_folder(tiny_model_dir):
-    read = plan.shape_of(str(tiny_model_dir))
+    read = shapes.shape_of(str(tiny_model_dir))
     assert (read.layers, read.hidden, read.kv_heads, read.tied) == (2, 32, 2, True)
 
 
@@ -113,7 +115,7 @@ def packed_loss(model, work: Work) -> torch.Tensor:
 
 
 def attention_part(shape, work, shared: bool, layers: int | None = None) -> float:
-    passes = (2 if work.checkpointing else 1) + plan.BLOCKWISE
+    passes = (2 if work.checkpointing else 1) + cost.BLOCKWISE
     return (layers or shape.layers) * 4 * shape.q_width * work.pairs(shared) * passes
 
 
@@ -166,20 +168,20 @@ def test_operations_of_a_usual_update_are_what_torch_counts(kind):
 
 def test_backward_of_blockwise_attention_is_two_and_a_half_times_forward():
     q, k = (1, 8, 64, 16), (1, 8, 64, 16)
-    assert sdpa_backward_flop_count(q, q, k, k) / sdpa_flop_count(q, k, k) == plan.BLOCKWISE
+    assert sdpa_backward_flop_count(q, q, k, k) / sdpa_flop_count(q, k, k) == cost.BLOCKWISE
 
 
 def test_blocks_whose_states_are_kept_cost_nothing():
     shape, work = SHAPES["smollm2-135m"], Work(1, 8, 400, 120, train_layers=15)
     kept, not_kept = (update_flops(shape, work, True, kept_states=kept) for kept in (True, False))
-    assert not_kept - kept == 15 * plan.block_flops(shape, work.tokens(True), work.pairs(True))
+    assert not_kept - kept == 15 * cost.block_flops(shape, work.tokens(True), work.pairs(True))
 
 
 @pytest.mark.parametrize("engine,kl,passes", [("local", 0, 0), ("local", 0.1, 1), ("verl", 0, 1), ("verl", 0.1, 2)])
 def test_older_policies_cost_a_forward_pass_each(engine, kl, passes):
     recipe, shape = load_recipe("reczero-7b", [f"training.kl={kl}"]), SHAPES["Qwen/Qwen2.5-7B-Instruct"]
     work = Work.of(recipe, 500, 311)
-    forward = shape.layers * plan.block_flops(shape, 811, work.pairs(False)) + 2 * shape.head * 311
+    forward = shape.layers * cost.block_flops(shape, 811, work.pairs(False)) + 2 * shape.head * 311
     stock = make_plan(recipe, shape, H100, 8, 500, 311, engine=engine)["step"]["flops"]["stock"]
     assert stock == pytest.approx(64 * (update_flops(shape, work, False) + passes * forward))
 
@@ -265,8 +267,8 @@ def test_weights_gradients_and_optimizer_are_those_of_a_real_step(dtype):
     assert engine.optimizer * shape.parameters == size(moments)
 
 
-def memory(work: Work, machine=H100, engine=ENGINE, shape=SHAPES["smollm2-135m"], units=2, micro=1) -> plan.Memory:
-    return plan.memory_of(shape, work, machine, engine, units, 1, work.group_size, micro, 1)
+def memory(work: Work, machine=H100, engine=ENGINE, shape=SHAPES["smollm2-135m"], units=2, micro=1) -> cost.Memory:
+    return cost.memory_of(shape, work, machine, engine, units, 1, work.group_size, micro, 1)
 
 
 def test_peaks_by_hand():
@@ -361,11 +363,11 @@ def test_what_fits_is_the_largest_that_does():
 
 def test_collectives_by_hand():
     fast = H100.model_copy(update={"comm_share": 1.0, "link": 100.0, "network": 10.0})
-    assert plan.collective_seconds(800, 1, 8, fast) == 0
-    assert plan.collective_seconds(800, 8, 8, fast) == 800 * 7 / 8 / 100
-    assert plan.collective_seconds(800, 16, 8, fast) == 800 * 15 / 16 / 100
+    assert cost.collective_seconds(800, 1, 8, fast) == 0
+    assert cost.collective_seconds(800, 8, 8, fast) == 800 * 7 / 8 / 100
+    assert cost.collective_seconds(800, 16, 8, fast) == 800 * 15 / 16 / 100
     slow = fast.model_copy(update={"network": 1.0})
-    assert plan.collective_seconds(800, 16, 8, slow) == 800 / 2 / 8  # half of it comes in through eight cards
+    assert cost.collective_seconds(800, 16, 8, slow) == 800 / 2 / 8  # half of it comes in through eight cards
 
 
 def test_decoding_by_hand():
@@ -373,14 +375,14 @@ def test_decoding_by_hand():
     shape = SHAPES["Qwen/Qwen2.5-7B-Instruct"]
     ideal = H100.model_copy(update={"update_share": 1.0, "decode_share": 1.0, "step_seconds": 0.0})
     weights = shape.layers * shape.block_linear + shape.head
-    one = plan.rollout_seconds(shape, ideal, 1, 1, 1, 1, 2)["decode"]
+    one = cost.rollout_seconds(shape, ideal, 1, 1, 1, 1, 2)["decode"]
     assert one == pytest.approx(2 * weights / ideal.bandwidth, rel=1e-4)
-    many = plan.rollout_seconds(shape, ideal, 1, 4096, 1, 1, 2)["decode"]
+    many = cost.rollout_seconds(shape, ideal, 1, 4096, 1, 1, 2)["decode"]
     assert many == pytest.approx(4096 * 2 * weights / ideal.flops, rel=1e-3)
     one_after_the_other = ideal.model_copy(update={"overlap": False})
-    assert plan.rollout_seconds(shape, one_after_the_other, 1, 4096, 1, 1, 2)["decode"] > many + 0.9 * one
+    assert cost.rollout_seconds(shape, one_after_the_other, 1, 4096, 1, 1, 2)["decode"] > many + 0.9 * one
     room = 10 * shape.kv_bytes(2) * (100 + 1000)  # of ten answers with their own prompts
-    waiting = plan.rollout_seconds(shape, ideal, 40, 40, 1000, 100, 2, room=room)
+    waiting = cost.rollout_seconds(shape, ideal, 40, 40, 1000, 100, 2, room=room)
     assert waiting["together"] == 10
 
 
@@ -513,7 +515,7 @@ def test_help_names_every_gpu(capsys):
 def test_chunks_are_those_of_the_head():
     from reczero.rollout import head
 
-    assert plan.CHUNK == head.CHUNK
+    assert cost.CHUNK == head.CHUNK
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------

@@ -15,17 +15,9 @@ from typing import Any
 import psutil
 
 from reczero.errors import UserError
+from reczero.scaleout.cost import Engine, Work, memory_of, rollout_seconds, update_flops, update_seconds
 from reczero.scaleout.machines import Machine
-from reczero.scaleout.plan import (
-    Engine,
-    ModelShape,
-    Work,
-    memory_of,
-    rollout_seconds,
-    shape_of,
-    update_flops,
-    update_seconds,
-)
+from reczero.scaleout.shapes import ModelShape, shape_of
 
 from .grpo import GIB, Shape, worker
 

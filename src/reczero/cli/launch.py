@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reczero.errors import UserError
+from reczero.scaleout import Preset
 
 if TYPE_CHECKING:
     from reczero.recipes import Recipe
@@ -88,7 +89,7 @@ def launch_accelerate(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in that folder.")] = False,
     gpus: Annotated[int, typer.Option(min=1, help="GPUs of this node, one process each.")] = 8,
     preset: Annotated[
-        Literal["ddp", "zero2", "zero3", "fsdp"],
+        Preset,
         typer.Option(help="ddp: all on each GPU; zero2: optimizer in shards; zero3, fsdp: weights too."),
     ] = "zero2",
     cpu: Annotated[
@@ -134,7 +135,8 @@ def launch_accelerate(
 
 def _tensor_parallel(recipe: "Recipe", gpus: int) -> int:
     """For vLLM's half of an 80 GB GPU; 1 for a model whose sizes can't be had here."""
-    from reczero.scaleout.plan import shape_of, tensor_parallel
+    from reczero.scaleout.plan import tensor_parallel
+    from reczero.scaleout.shapes import shape_of
 
     try:
         return tensor_parallel(shape_of(recipe.model.name), 2, 40e9, gpus)

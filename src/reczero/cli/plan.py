@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from reczero.errors import UserError
+from reczero.scaleout import Preset
 
 if TYPE_CHECKING:
     from reczero.recipes import Recipe
@@ -42,7 +43,7 @@ def plan(
         typer.Option(help="local (this package on TRL) or verl.", show_default="verl on more than one node"),
     ] = None,
     preset: Annotated[
-        Literal["ddp", "zero2", "zero3", "fsdp"] | None,
+        Preset | None,
         typer.Option(help="--engine local: of `reczero launch accelerate`.", show_default="zero2, ddp on one GPU"),
     ] = None,
     machine: Annotated[
@@ -59,7 +60,8 @@ def plan(
     """
     from reczero.recipes import load_recipe
     from reczero.scaleout.machines import find_machine
-    from reczero.scaleout.plan import make_plan, shape_of
+    from reczero.scaleout.plan import make_plan
+    from reczero.scaleout.shapes import shape_of
 
     loaded = load_recipe(recipe, [*(overrides or []), *([f"model.name={model}"] if model else [])])
     where = find_machine(gpu, machine)

@@ -115,9 +115,7 @@ def _from_verl(folder: Path, fingerprint: str | None) -> pl.DataFrame:
         unanswered[_bare(messages[-1]["content"])].append((truth["ground_truth"], ids["example_id"]))
     begin = os.path.commonprefix(list(unanswered))
     end = os.path.commonprefix([prompt[::-1] for prompt in unanswered])[::-1]
-    texts = {
-        step: [line for line in path.read_text("utf-8").split("\n") if line.strip()] for step, path in steps.items()
-    }
+    texts = {step: _lines(path) for step, path in steps.items()}
     last = max(texts, key=lambda step: (len(texts[step]), step))
     path = steps[last]
     found: list[tuple[str, float | None]] = []
@@ -143,6 +141,13 @@ def _from_verl(folder: Path, fingerprint: str | None) -> pl.DataFrame:
         )
     found += [(example, None) for left in unanswered.values() for _, example in left]
     return pl.DataFrame(found, schema={"example_id": pl.String, "prediction": pl.Float64}, orient="row")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [line for line in path.read_text("utf-8").split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text, as verl writes its answers") from error
 
 
 def _bare(text: str) -> str:

@@ -7,17 +7,12 @@ from importlib.resources import files
 from reczero.errors import UserError
 from reczero.recipes import Recipe
 
-# What each GPU holds, by bytes a weight when weights are trained (bfloat16 products, float32 masters, AdamW).
-PRESETS = {
-    "ddp": "all of the weights and of the optimizer on each GPU",
-    "zero2": "DeepSpeed ZeRO-2: optimizer and gradients in shards, weights whole",
-    "zero3": "DeepSpeed ZeRO-3: all in shards; wants rollout.engine=vllm",
-    "fsdp": "FSDP 2: all in shards, without DeepSpeed; wants rollout.engine=vllm",
-}
+from . import Preset
+
 SHARDED = ("zero3", "fsdp")
 
 
-def check(recipe: Recipe, preset: str, gpus: int) -> None:
+def check(recipe: Recipe, preset: Preset, gpus: int) -> None:
     """Raises UserError, with every reason why the recipe can't be started so."""
     faults = []
     if preset in SHARDED and recipe.method != "sft" and recipe.rollout.engine != "vllm":
@@ -32,7 +27,7 @@ def check(recipe: Recipe, preset: str, gpus: int) -> None:
         raise UserError("\n  ".join(["the recipe can't be launched as it is:", *faults]))
 
 
-def command(preset: str, gpus: int, train: Sequence[str], cpu: bool = False) -> list[str]:
+def command(preset: Preset, gpus: int, train: Sequence[str], cpu: bool = False) -> list[str]:
     """The command that starts `reczero train` with the arguments `train` in as many processes as `gpus`.
 
     cpu: on CPUs by gloo, for a trial; only `ddp` goes there.

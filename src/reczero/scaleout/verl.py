@@ -144,10 +144,10 @@ def grpo_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path,
     m, r, t, e = recipe.model, recipe.rollout, recipe.training, recipe.evaluation
     longest = sizes.prompt_tokens + r.max_tokens
     actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
-    steps = t.steps or max(1, sizes.rows // t.groups_per_step)
-    epochs = math.ceil(steps / max(1, sizes.rows // t.groups_per_step))
     if sizes.rows < t.groups_per_step:
         raise UserError(f"{sizes.rows} rows in all epochs are fewer than training.groups_per_step, {t.groups_per_step}")
+    a_pass = sizes.rows // t.groups_per_step
+    steps = t.steps or a_pass
     overrides: dict[str, Any] = {
         "algorithm.adv_estimator": "grpo",
         "algorithm.norm_adv_by_std_in_grpo": True,
@@ -194,7 +194,7 @@ def grpo_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path,
         f"{rollout}.val_kwargs.n": 1,
         "trainer.n_gpus_per_node": cluster.gpus_per_node,
         "trainer.nnodes": cluster.nodes,
-        "trainer.total_epochs": epochs,
+        "trainer.total_epochs": math.ceil(steps / a_pass),
         "trainer.total_training_steps": steps,
         "trainer.test_freq": e.validation_steps,
         "trainer.save_freq": e.validation_steps,
@@ -217,18 +217,18 @@ def grpo_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path,
 def sft_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path, model: str) -> dict[str, Any]:
     """`torchrun -m verl.trainer.sft_trainer` on one node: its keys and values."""
     s, t = recipe.sft, recipe.training
-    a_epoch = max(1, sizes.traces // s.traces_per_step)
-    steps = s.steps or max(1, round(a_epoch * s.epochs))
-    longest = sizes.trace_tokens
     if sizes.traces < s.traces_per_step:
         raise UserError(f"{sizes.traces} kept traces are fewer than sft.traces_per_step, {s.traces_per_step}")
+    an_epoch = sizes.traces // s.traces_per_step
+    steps = s.steps or max(1, round(an_epoch * s.epochs))
+    longest = sizes.trace_tokens
     return {
         "data.train_files": str(folder / "sft.parquet"),
         "data.val_files": None,
         "data.messages_key": "messages",
         "data.train_batch_size": s.traces_per_step,
         "data.use_dynamic_bsz": True,
-        "data.max_token_len_per_gpu": max(s.traces_per_batch * longest, longest),
+        "data.max_token_len_per_gpu": s.traces_per_batch * longest,
         "data.micro_batch_size_per_gpu": s.traces_per_batch,
         "data.max_length": longest,
         "data.truncation": "error",
@@ -241,7 +241,7 @@ def sft_overrides(recipe: Recipe, cluster: Cluster, sizes: Sizes, folder: Path, 
         **_optimizer_overrides("optim", s, betas=(0.9, 0.999)),
         "trainer.n_gpus_per_node": cluster.gpus_per_node,
         "trainer.nnodes": 1,
-        "trainer.total_epochs": math.ceil(steps / a_epoch),
+        "trainer.total_epochs": math.ceil(steps / an_epoch),
         "trainer.total_training_steps": steps,
         "trainer.save_freq": -1,  # once, at the end
         "trainer.test_freq": -1,
@@ -306,9 +306,5 @@ def _value(value: Any) -> str:
     text = str(value)
     if isinstance(value, int) or _PLAIN.fullmatch(text):
         return text
-    # Hydra's quoted strings: a quote is escaped by a backslash, and so are backslashes before one.
-    return "'" + re.sub(r"(\\*)'", r"\1\1\\'", text) + "'" if not text.endswith("\\") else _refused(text)
-
-
-def _refused(text: str) -> str:
-    raise UserError(f"{text!r}: can't be given to verl, for it ends on a backslash; choose another name")
+    # Hydra's quoted strings: a quote is escaped by a backslash, and so are backslashes before one or before the end.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), text) + "'"

@@ -228,7 +228,7 @@ class Session:
                     columns = "example_id", "prediction", "rating", "parsed", "model", "decoding"
                     predicted.select(columns).with_columns(part.examples["user_id"]).write_parquet(file)
                 with atomic_dir(self.model_of(stage)) as folder:
-                    if whole.exists():  # written by the validation that chose it
+                    if is_sharded(trainer.accelerator):  # the copy that the validation wrote, which chose it
                         shutil.copytree(whole, folder, copy_function=link_or_copy, dirs_exist_ok=True)
                     else:
                         policy.model.save_pretrained(folder)
