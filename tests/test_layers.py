@@ -87,7 +87,7 @@ def test_the_rule_bites(where, code, monkeypatch, tmp_path):
 
 
 # What only an extra brings, and where its absence is told.
-EXTRAS = {"sklearn", "surprise", "cornac", "tensorflow"}
+EXTRAS = {"surprise", "cornac", "tensorflow"}
 
 
 def test_whatever_is_imported_is_asked_for():

@@ -20,6 +20,10 @@ TRAIN = pl.DataFrame({"user_id": ["u", "u", "v"], "item_id": ["i", "j", "i"], "r
     item_avg=pl.Series([None, None, 5.0], dtype=pl.Float64),
     x_user_avg=pl.Series([None, 5.0, None], dtype=pl.Float32),
     x_item_count=pl.Series([0, 0, 1], dtype=pl.Float32),
+    fact_item_mean=pl.Series([3.0, 4.0, 3.5]),
+    fact_affinity=pl.Series([0.0, 0.5, -1.0]),
+    fact_spread=pl.Series([None, 0.0, None], dtype=pl.Float64),
+    fact_hint=pl.Series([None, 0.2, -0.3], dtype=pl.Float64),
 )
 ROWS = pl.DataFrame(
     {
@@ -32,6 +36,10 @@ ROWS = pl.DataFrame(
         "item_count": [2, 2, 0, 0, 9],
         "x_user_avg": [4.5, None, 4.5, None, 5.0],
         "x_item_count": [2.0, 2.0, 0.0, 0.0, 9.0],
+        "fact_item_mean": [3.0, 3.0, 3.6, None, 4.8],
+        "fact_affinity": [0.5, 0.0, 0.5, 0.0, 0.6],
+        "fact_spread": [0.7, None, 0.7, None, 0.2],
+        "fact_hint": [-0.25, None, None, None, 0.1],
     }
 )
 MEAN = 10 / 3
@@ -106,6 +114,35 @@ class TestAverageRegression(BaselineContract):
         rows = rows.with_columns(rating=0.5 + 0.25 * pl.col("user_avg") + 0.5 * pl.col("item_avg"))
         model = baselines.AverageRegression().fit(rows, SCALE)
         np.testing.assert_allclose(model.predict(rows).prediction, rows["rating"].to_numpy())
+
+
+class TestAffinity(BaselineContract):
+    make = fitted("affinity")
+
+    def test_figures(self):
+        assert self.predict() == pytest.approx([3.5, 3.0, 4.1, MEAN, 5.0])
+
+
+class TestAffinityHint(BaselineContract):
+    make = fitted("affinity-hint")
+
+    def test_figures(self):
+        assert self.predict() == pytest.approx([3.25, 3.0, 4.1, MEAN, 5.0])
+
+
+class TestAffinityClasses(BaselineContract):
+    make = fitted("affinity-classes")
+
+
+class TestAffinityHintClasses(BaselineContract):
+    make = fitted("affinity-hint-classes")
+
+    def test_it_is_the_belief_of_the_sum(self):
+        from reczero.evaluation.belief import Belief
+
+        belief = Belief.fit([3.0, 4.7, 2.2], [None, 0.0, None], TRAIN["rating"].to_numpy(), SCALE)
+        want = belief.of([3.25, 3.0, 4.1, MEAN, 5.0], [0.7, None, 0.7, None, 0.2])
+        assert np.allclose(self.forecast().distribution, want)
 
 
 class TestBiasedMF(BaselineContract):

@@ -165,6 +165,7 @@ def test_the_real_small_model():
     """Fetched (once) as anyone's would be: the weights' hash is pinned, the template is the publisher's."""
     folder = resolve_model("smollm2-135m")
     model, tokenizer = load_policy("smollm2-135m")
+    assert model.name_or_path == "smollm2-135m"  # which an adapter notes as its base
     source = packaged.PACKAGED["smollm2-135m"]
     gguf = folder.parent.parent / "packages" / f"{source.package}-{source.version}" / source.file
     assert sha256(gguf) == source.sha256

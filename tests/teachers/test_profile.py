@@ -124,16 +124,17 @@ def test_it_adds_up_the_facts():
     standing = Standing(3.874, -0.216, 1.1, 0.304)
     context = replace(SCREAM, standing=standing)
     for facts, match, rating in [
-        (("affinity", "hint", "sum"), "Item 3.87, such items -0.22, rated alike +0.30: about 3.95, and that fits.", 4),
-        (("spread", "affinity"), "Item 3.87, such items -0.22: about 3.65, and that fits.", 4),
-        (("spread",), "Item 3.87: about 3.87, and that fits.", 4),
+        (("affinity", "hint", "sum"), "Item 3.87, such items -0.22, rated alike +0.30: about 3.95.", 4),
+        (("spread", "affinity"), "Item 3.87, such items -0.22: about 3.65.", 4),
+        (("spread",), "Item 3.87: about 3.87.", 4),
     ]:
         template = Template(replace(BRIEF, facts=facts))
         answer = parse(ProfileWriter(template, 3.5).compose(context), template)
         assert (answer.texts["match"].split(" Taste")[0], answer.rating) == (match, rating)
         assert "3.87 from 120 ratings" in answer.texts["analyze_item"]
+        assert (" on average, spread 1.1, " in answer.texts["analyze_user"]) == ("spread" in facts)
     nothing = parse(ProfileWriter(template, 3.5).compose(replace(SCREAM, standing=Standing())), template)
-    assert nothing.texts["match"].startswith("Usual 3.50: about 3.50, and that fits.")
+    assert nothing.texts["match"].startswith("Usual 3.50: about 3.50.")
 
 
 @pytest.mark.parametrize("scale", [Scale(), Scale(0.0, 1.0, 0.05), Scale(0.0, 100.0, 1.0)])
@@ -145,7 +146,7 @@ def test_each_number_of_its_sum_is_one_of_the_prompt_and_the_sum_is_true(scale, 
     template = Template(replace(BRIEF, facts=data.draw(FACTS)), scale)
     writer = ProfileWriter(template, (scale.min + scale.max) / 2)
     answer = parse(writer.compose(context), template)
-    said, total = re.fullmatch(r"Item (.*): about (\d+\.\d+),.*", answer.texts["match"]).groups()
+    said, total = re.fullmatch(r"Item (.*): about (\d+\.\d+)\..*", answer.texts["match"]).groups()
     prompt = template.messages(context)[1]["content"]
     parts = re.findall(r"[+-]?\d+\.\d+", said)
     for number in parts:

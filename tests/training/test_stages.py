@@ -152,6 +152,18 @@ def test_lora_goes_on_learning_after_the_cold_start(recipe, tiny_model_dir, tmp_
     assert base == str(tiny_model_dir)
 
 
+def test_adapters_on_the_upper_blocks_alone(recipe, tmp_path):
+    run = tmp_path / "lora"
+    assert main.run(["train", str(recipe), "model.lora.rank=2", "model.train_layers=1", "--out", str(run)]) == 0
+    from safetensors.torch import load_file
+
+    names = load_file(run / "model" / "adapter_model.safetensors").keys()
+    assert {name.split("layers.")[1].split(".")[0] for name in names} == {"1"}  # of the blocks 0 and 1
+    assert {name.split(".")[-3] for name in names} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+
+
 def test_iterate_teaches_itself_and_keeps_a_round_that_is_better(recipe, tmp_path, capsys):
     run = tmp_path / "run"
     overrides = ["method=iterate", "iterate.rounds=2", "iterate.samples=4", "training.steps=2", "sft.steps=2"]

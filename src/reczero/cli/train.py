@@ -123,6 +123,7 @@ def _what_is_read(recipe: "Recipe") -> str:
 
 
 def _what_learns(recipe: "Recipe") -> str:
+    where = f"upper {recipe.model.train_layers} blocks" if recipe.model.train_layers else ""
     if recipe.model.lora:
-        return f"LoRA of rank {recipe.model.lora.rank}"
-    return f"upper {recipe.model.train_layers} blocks" if recipe.model.train_layers else "all weights"
+        return f"LoRA of rank {recipe.model.lora.rank}" + (f" on the {where}" if where else "")
+    return where or "all weights"

@@ -22,12 +22,12 @@ from reczero import __version__
 from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.files import atomic_file, write_json
-from reczero.reasoning.scale import Scale
+from reczero.reasoning import Fact, Scale
 
 from . import metrics, tuning
 from .baselines import FALLBACK, MEDIAN, NAMES, REFITTED, baseline, forms, is_baseline, median_of
 from .compare import align
-from .features import with_features
+from .features import with_facts, with_features
 from .findings import PROBES, probed
 from .predictor import Baseline, CannotRun, Forecast
 
@@ -174,6 +174,8 @@ class Asking:
         stored = tuning.stored(self.data)
         if any(kind.features for kind in kinds.values()):
             self._add_features()
+        if facts := sorted({fact for kind in kinds.values() for fact in kind.facts}):
+            self._add_facts(facts)
         if any("review" in kind.columns for kind in kinds.values()):
             texts = self.data.interactions(("user_id", "item_id", "review"))
             self.train, self.validation, self.test = (
@@ -211,6 +213,14 @@ class Asking:
         )
         self.hidden = self.test.drop("rating")
         self.say(f"as-of numbers of all rows: {time.perf_counter() - began:.1f} s")
+
+    def _add_facts(self, facts: Sequence[Fact]) -> None:
+        began = time.perf_counter()
+        self.train = with_facts(self.data, self.train, "train", facts)
+        self.validation = with_facts(self.data, self.validation, "validation", facts)
+        self.test = with_facts(self.data, self.test, "test", facts)
+        self.hidden = self.test.drop("rating")
+        self.say(f"facts of all rows: {time.perf_counter() - began:.1f} s")
 
     def _tune(self, kind: type[Baseline]) -> dict[str, Any]:
         rows = self.validation.filter(self.enough)

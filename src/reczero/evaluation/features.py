@@ -4,17 +4,19 @@ All as of the moment, as the contexts of `reczero.data` are: the same rule of wh
 of a split may hold. A number that does not exist (an average of nothing) is NaN.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 
 import numpy as np
 import polars as pl
 
-from reczero.data import Dataset
+from reczero.data import Dataset, Split
 from reczero.data.context import Past, Ratings, past_of
 from reczero.data.settings import PrepareSettings
 from reczero.data.splits import NONE, SPLITS, visible
+from reczero.reasoning import Fact, Standing
 
-from .predictor import FEATURE
+from .predictor import FACT, FEATURE
 
 RECENT = 10  # newest entries that "recent" speaks of
 _YEAR = r"\((\d{4})\)\s*$"  # as films and books bear it at the end of their titles
@@ -31,6 +33,14 @@ def with_features(data: Dataset, examples: pl.DataFrame) -> pl.DataFrame:
     """
     table = _features(data)
     return examples.join(table, on="example_id", how="left", maintain_order="left")
+
+
+def with_facts(data: Dataset, examples: pl.DataFrame, split: Split, facts: Sequence[Fact]) -> pl.DataFrame:
+    """`examples`, all of one split, with their standing as further columns, whose names begin with `FACT`: item_mean,
+    affinity, spread, and the hint if it is among `facts`; null where one does not exist."""
+    standings = data.standings.of(examples.with_columns(split=pl.lit(split)), facts)
+    columns = {FACT + one.name: [getattr(s, one.name) for s in standings] for one in fields(Standing)}
+    return examples.with_columns(**{name: pl.Series(x, dtype=pl.Float64) for name, x in columns.items()})
 
 
 def _features(data: Dataset) -> pl.DataFrame:

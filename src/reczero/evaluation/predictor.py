@@ -11,7 +11,7 @@ import polars as pl
 
 from reczero.errors import UserError
 from reczero.files import atomic_dir, read_json
-from reczero.reasoning.scale import Scale
+from reczero.reasoning import Fact, Scale
 
 
 class CannotRun(UserError):
@@ -53,11 +53,12 @@ class Baseline(Predictor):
     """A predictor that is fitted on rated examples.
 
     It sees ids, times, as-of columns (`user_avg`, `item_avg`, `user_count`, `item_count`: everything strictly earlier
-    than the row) and, where `features` is true, the as-of numbers of `reczero.evaluation.features`.
+    than the row), where `features` is true the as-of numbers of `reczero.evaluation.features`, and its `facts`.
     """
 
     columns: ClassVar[tuple[str, ...]] = ()  # what it learns from, besides the rating
     features: ClassVar[bool] = False
+    facts: ClassVar[tuple[Fact, ...]] = ()  # of `reczero.data.standing`, in columns whose names begin with `FACT`
     combines: ClassVar[bool] = (
         False  # combines averages that every row has: fitted on validation rows, the nearest in time
     )
@@ -100,4 +101,4 @@ class Baseline(Predictor):
         return cls(**about["settings"]).fit(rows, Scale(**about["scale"]))
 
 
-FEATURE = "x_"  # what the names of as-of features begin with
+FEATURE, FACT = "x_", "fact_"  # what the names of as-of features and of facts begin with

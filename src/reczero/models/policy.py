@@ -46,6 +46,8 @@ def load_policy(
         )
     if missing := sorted(found["missing_keys"]):  # transformers would go on with random numbers in their place
         raise UserError(f"model {name}: {len(missing)} weights are missing, {missing[0]} among them; get it anew")
+    if str(name) in PACKAGED:
+        model.name_or_path = str(name)  # which adapters note as their base: it leads to the weights on any machine
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model.eval(), tokenizer
 

@@ -162,8 +162,8 @@ class Template:
     def _user(self, context: Context) -> str:
         shown = self.shown_history(context)
         lines = ["# User", self._average("Average rating given", context.user_avg, context.user_count)]
-        if "spread" in self.settings.facts and (spread := self._standing(context).spread) is not None:
-            lines[-1] += f", spread {spread:.{self.places - 1}f}"
+        if spread := self.spread(context):
+            lines[-1] += f", spread {spread}"
         if shown:
             lines.append("Latest ratings, oldest first:")
         return "\n".join([*lines, *(self._rated(entry) for entry in shown)])
@@ -192,6 +192,11 @@ class Template:
     def places(self) -> int:
         """Decimals of averages and of points: two; with facts more, on a scale of a point or less."""
         return max(2, 3 - math.ceil(math.log10(self.scale.width))) if self.settings.facts else 2
+
+    def spread(self, context: Context) -> str | None:
+        """How widely the user's ratings spread, as the prompt says it; None where it does not."""
+        spread = self._standing(context).spread if "spread" in self.settings.facts else None
+        return None if spread is None else f"{spread:.{self.places - 1}f}"
 
     def item_average(self, context: Context) -> float | None:
         """The average of the item that the prompt shows: with facts the damped one."""

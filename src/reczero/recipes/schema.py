@@ -61,14 +61,14 @@ class ModelRecipe(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     lora: Lora | None = Field(None, description="null trains the weights themselves")
     train_layers: Positive | None = Field(
-        None, description="train only this many of the uppermost blocks; null for all"
+        None, description="train only this many of the uppermost blocks, or their adapters; null for all"
     )
     gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
-    def _one_way(self) -> "ModelRecipe":
-        if self.lora and self.train_layers:
-            raise ValueError("give lora or train_layers, not both")
+    def _listed(self) -> "ModelRecipe":
+        if self.lora and self.train_layers and isinstance(self.lora.targets, str) and self.lora.targets != "all-linear":
+            raise ValueError("with train_layers, lora.targets must be all-linear or a list of module names")
         return self
 
 
@@ -155,6 +155,11 @@ class SftRecipe(Section):
     epochs: float = Field(3.0, gt=0, le=1e6)
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
     minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
+    belief: float = Field(
+        0.0, ge=0, le=1,
+        description="how much of the rating's target is what the teacher finds probable (kind: profile), not the truth",
+    )  # fmt: skip
+    rating_weight: float = Field(1.0, gt=0, description="how many tokens of text the rating counts as in the loss")
     validation_steps: Positive = Field(20, description="validate every so many steps, and at the end")
     patience: Positive | None = Field(3, description="stop after this many validations without a better one")
     save_steps: Positive = 50

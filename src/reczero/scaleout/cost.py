@@ -82,7 +82,7 @@ def default_preset(gpus: int) -> str:
 class Work:
     """A step of GRPO: N groups of G answers of R tokens to prompts of P, and what of the model learns.
 
-    train_layers: the uppermost blocks that learn, None for the whole model. rank: of LoRA on all linear layers of the
+    train_layers: the uppermost blocks that learn, None for the whole model. rank: of LoRA on all linear layers of those
     blocks, None for none. tokens_per_batch: as in a recipe: the tokens of a micro-batch, or one group (stock: one row).
     """
 
@@ -180,9 +180,9 @@ def activation_bytes(shape: ModelShape, work: Work, shared: bool, b: int) -> tup
 
 
 def trained_parameters(shape: ModelShape, work: Work) -> int:
-    """Of LoRA the adapters; of upper blocks those and the last norm; else all."""
+    """Of LoRA the adapters of the blocks that learn; of upper blocks those and the last norm; else all."""
     if work.rank:
-        return shape.lora(work.rank)
+        return shape.lora(work.rank) * min(work.train_layers or shape.layers, shape.layers) // shape.layers
     if work.train_layers:
         return min(work.train_layers, shape.layers) * shape.block_parameters + shape.hidden
     return shape.parameters

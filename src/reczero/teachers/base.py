@@ -21,6 +21,7 @@ class Attempt:
     """One answer of a teacher, or why there is none (`text` is None) or not a whole one (`fault` beside a text).
 
     cost: in whatever money the recipe's prices are. confidence: mean log-probability of the tokens that were chosen.
+    belief: how probable the teacher finds each rating of the scale, where it says so.
     """
 
     text: str | None
@@ -29,6 +30,7 @@ class Attempt:
     completion_tokens: int = 0
     cost: float = 0.0
     confidence: float | None = None
+    belief: list[float] | None = None
 
 
 Written = list[tuple[Task, list[Attempt]]]

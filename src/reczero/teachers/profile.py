@@ -10,6 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from reczero.evaluation.belief import Belief
 from reczero.reasoning import Context, Scale, Template
 
 from .base import Attempt, Task, Teacher, Written
@@ -37,10 +40,22 @@ class ProfileWriter(Teacher):
 
     def __init__(self, template: Template, center: float):
         self.template, self.center = template, center
+        self._belief: Belief | None = None
+
+    def learn(self, contexts: Sequence[Context], ratings: np.ndarray) -> None:
+        """From now on say how probable each rating is, by what its estimates were worth in these training rows."""
+        self._belief = Belief.fit(*self._grounds(contexts), ratings, self.template.scale)
+
+    def _grounds(self, contexts: Sequence[Context]) -> tuple[list[float], list[float | None]]:
+        """What a belief rests on: estimates, and how widely the users' ratings spread, as far as the prompt tells."""
+        spreads = [float(said) if (said := self.template.spread(c)) else None for c in contexts]
+        return [self.estimate(context) for context in contexts], spreads
 
     def write(self, tasks: Sequence[Task]) -> Iterator[Written]:
-        for task in tasks:
-            yield [(task, [Attempt(self.compose(task.context, task.told))])]
+        contexts = [task.context for task in tasks]
+        beliefs = self._belief.of(*self._grounds(contexts)).tolist() if self._belief and tasks else [None] * len(tasks)
+        for task, belief in zip(tasks, beliefs, strict=True):
+            yield [(task, [Attempt(self.compose(task.context, task.told), belief=belief)])]
 
     def compose(self, context: Context, truth: float | None = None) -> str:
         """An answer in the template's form.
@@ -111,6 +126,11 @@ class ProfileWriter(Teacher):
         return [taste for taste in self._tastes(context) if taste.name in here]
 
     @property
+    def _star(self) -> float:
+        """One star of five."""
+        return self.template.scale.width / 4
+
+    @property
     def _notable(self) -> float:
         """From this on a deviation is worth a word: a sixteenth of the scale, a quarter star of five."""
         return self.template.scale.width / 16
@@ -121,7 +141,8 @@ class ProfileWriter(Teacher):
         if context.user_avg is None:
             return "No ratings by this user yet."
         mood = self._compared(context.user_avg, "generous", "usual", "strict")
-        clauses = [f"Gives {self._average(context.user_avg)} on average, {mood}"]
+        spread = f", spread {spread}" if (spread := self.template.spread(context)) else ""
+        clauses = [f"Gives {self._average(context.user_avg)} on average{spread}, {mood}"]
         tastes = self._tastes(context)
         liked = [str(taste) for taste in tastes if taste.lean >= self._notable][:2]
         disliked = [str(taste) for taste in tastes if taste.lean <= -self._notable][:2]
@@ -158,9 +179,10 @@ class ProfileWriter(Teacher):
         elif good or bad:
             facts = f"{_all(good or bad, 'speak')} {'for' if good else 'against'} it"
         else:
-            facts = "Taste says little"
-        verdict = self._verdict(rating - estimate)
-        return self._fitting([f"{total}: about {self._said(estimate)}, {verdict}", facts], ". ")
+            facts = "" if self._factual else "Taste says little"
+        fits = self._factual and abs(rating - estimate) <= 0.5 * self._star  # goes without saying, for less to write
+        verdict = "" if fits else f", {self._verdict(rating - estimate)}"
+        return self._fitting([f"{total}: about {self._said(estimate)}{verdict}", *([facts] if facts else [])], ". ")
 
     def _sum(self, context: Context) -> str:
         """What the estimate adds up: of facts, where they are shown, as the prompt says them."""
@@ -189,9 +211,8 @@ class ProfileWriter(Teacher):
         return f"{self._rounded(points):{sign}.{self._places}f}"
 
     def _verdict(self, distance: float) -> str:
-        step = self.template.scale.width / 4  # one star of five
-        size = "" if abs(distance) < 1.5 * step else "much "
-        if abs(distance) <= 0.5 * step:
+        size = "" if abs(distance) < 1.5 * self._star else "much "
+        if abs(distance) <= 0.5 * self._star:
             return "and that fits"
         return f"but {size}more is due" if distance > 0 else f"but {size}less is due"
 

@@ -41,6 +41,7 @@ TRACES: dict[str, pl.DataType] = {
     "completion_tokens": pl.Int64(),
     "cost": pl.Float64(),
     "teacher": pl.String(),
+    "belief": pl.List(pl.Float64()),  # of the kept attempt's teacher, over the scale's ratings; null where it has none
 }
 GOOD = "ends on the truth"
 AT_ONCE, WHEN_TOLD = "kept at once", "kept when told"
@@ -110,6 +111,7 @@ class _Row:
     told: list[Judged]
     text: str | None = None
     verdict: str = ""
+    belief: list[float] | None = None
 
     def choose(self, among: list[Judged], keep: str, seen: Counter[str]) -> Judged | None:
         good = [judged for judged in among if judged.verdict == GOOD]
@@ -230,6 +232,7 @@ def _filter(rows: list[_Row], template: Template, settings: TeacherRecipe) -> No
         for among, verdict in ((row.first, AT_ONCE), (row.told, WHEN_TOLD)):
             if row.text is None and (chosen := row.choose(among, settings.keep, seen)):
                 row.text, row.verdict = kept_text(chosen.answer, row.truth, template), verdict
+                row.belief = chosen.attempt.belief
                 if row.text in texts and template.thinking:  # ratings without reasoning are alike by nature
                     row.text, row.verdict = None, DUPLICATE
                 else:
@@ -268,6 +271,7 @@ def _line(row: _Row, teacher: str) -> dict[str, Any]:
         "completion_tokens": sum(attempt.completion_tokens for attempt in attempts),
         "cost": sum(attempt.cost for attempt in attempts),
         "teacher": teacher,
+        "belief": row.belief,
     }
     for name, tried in (("first", row.first), ("told", row.told)):
         shown = next((judged for judged in tried if judged.verdict == GOOD), tried[0] if tried else None)

@@ -26,6 +26,7 @@ from .profile import ProfileWriter
 from .teach import TRACES, teach
 
 BATCH = 32  # tasks that a policy answers together
+GROUNDS = 20_000  # training rows that a belief is fitted on: more did no better (docs/log.md)
 
 
 def teach_rows(recipe: Recipe, data: Dataset, without: pl.Series | None = None) -> pl.DataFrame:
@@ -49,7 +50,11 @@ def write_traces(
     with held(folder):
         if settings.kind == "profile":
             center = float(without_histories(data, "train")["rating"].mean())  # type: ignore[arg-type]
-            teacher: Teacher = ProfileWriter(template, center)
+            writer = ProfileWriter(template, center)
+            if recipe.sft.belief:
+                known = rows_of(recipe, data, "train", GROUNDS)
+                writer.learn(data.contexts(known, template.settings.facts), known["rating"].to_numpy())
+            teacher: Teacher = writer
         elif settings.kind == "policy":
             policy = load(settings.policy or recipe.model.name)
             if settings.keep == "confident" and (reason := cannot_share(policy.model)):
@@ -74,6 +79,8 @@ def traces_key(recipe: Recipe, settings: TeacherRecipe, data: Dataset) -> str:
         address = e.base_url or os.environ.get("OPENAI_BASE_URL")
         asked |= {"model": e.model, "base_url": address, "temperature": e.temperature, "extra": e.extra}
         asked |= {"max_tokens": e.max_tokens}
+    if settings.kind == "profile" and recipe.sft.belief:
+        asked |= {"belief": [GROUNDS, recipe.evaluation.min_user_history, recipe.evaluation.min_item_history]}
     if settings.kind == "policy":
         asked |= {"policy": weights_mark(settings.policy or recipe.model.name), "temperature": settings.temperature}
         asked |= {"seed": recipe.training.seed, "rollout": recipe.rollout.model_dump(mode="json")}
@@ -87,6 +94,8 @@ def read_traces(folder: Path) -> pl.DataFrame:
     path = folder / "traces.parquet" if folder.is_dir() else folder
     try:
         table = pl.read_parquet(path)
+        if "belief" not in table.columns:  # written before there were any
+            table = table.with_columns(belief=pl.lit(None, TRACES["belief"]))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{folder}: holds no traces.parquet ({error}); `reczero teach` writes one.") from error
     if missing := TRACES.keys() - set(table.columns):

@@ -30,6 +30,7 @@ _NAMES = {
     "rating_abs_error": "rating_abs_error",
     "well_formed": "well_formed",
     "mean_token_accuracy": "token_accuracy",
+    "rating_loss": "rating_loss",
 }
 
 

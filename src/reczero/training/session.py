@@ -51,7 +51,7 @@ def load(
     mixed = learns and m.lora is None and m.dtype != "float32"
     loaded, tokenizer = load_policy(model or m.name, dtype="float32" if mixed else m.dtype, merge=not goes_on)
     loaded.to(device)
-    if learns and m.train_layers:
+    if learns and m.train_layers and not m.lora:
         freeze_below(loaded, m.train_layers)
     products = getattr(torch, m.dtype) if mixed else None
     return Policy(loaded, tokenizer, Template(r.template, scale), r.guided, r.max_tokens, products)
@@ -59,12 +59,19 @@ def load(
 
 def new_adapter(policy: Policy, recipe: Recipe) -> LoraConfig | None:
     """The LoRA adapter to add, where the recipe wants one and the policy has none yet."""
-    lora = recipe.model.lora
+    lora, upper = recipe.model.lora, recipe.model.train_layers
     if lora is None or isinstance(policy.model, PeftModel):
         return None
+    targets, among = lora.targets, None
+    if upper:  # PEFT chooses blocks only where the layers are listed
+        blocks = policy.model.get_decoder().layers
+        among = list(range(len(blocks)))[-upper:]
+        if targets == "all-linear":
+            linear = (name for name, module in blocks[-1].named_modules() if isinstance(module, torch.nn.Linear))
+            targets = sorted({name.rpartition(".")[2] for name in linear})
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=lora.targets,
-        task_type="CAUSAL_LM",
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets,
+        layers_to_transform=among, task_type="CAUSAL_LM",
     )  # fmt: skip
 
 

@@ -21,6 +21,10 @@ _LEARNED = {  # name -> module, class
     "user-knn": ("collaborative", "UserKNN"),
     "boosting": ("boosting", "Boosting"),
     "boosting-classes": ("boosting", "BoostingClasses"),
+    "affinity": ("facts", "Affinity"),
+    "affinity-hint": ("facts", "AffinityHint"),
+    "affinity-classes": ("facts", "AffinityClasses"),
+    "affinity-hint-classes": ("facts", "AffinityHintClasses"),
     "narre": ("reviews", "NARRE"),
 }
 NAMES = (*(baseline.name for baseline in AVERAGES), AverageRegression.name, *_LEARNED)
