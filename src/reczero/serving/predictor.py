@@ -36,8 +36,9 @@ class Recommendation:
 class Predictor:
     """A model that answers, and the prepared data set, if any, whose users and items can be named by id."""
 
-    def __init__(self, answering: Answering, data: Dataset | None = None):
-        self.answering = answering
+    def __init__(self, answering: Answering, data: Dataset | None = None, usual: float | None = None):
+        """usual: the mean of all ratings where there is no data set: of those that the model was trained among."""
+        self.answering, self._usual = answering, usual
         self.known = Known(data, answering.template.settings.facts) if data is not None else None
         self.scale: Scale = answering.template.scale
 
@@ -52,7 +53,7 @@ class Predictor:
         """
         opened = _opened(data)
         policy = open_policy(str(name), opened.scale if opened else None, device)
-        return cls(Local(policy, Path(name).name, key_of(str(name), policy)), opened)
+        return cls(Local(policy, Path(name).name, key_of(str(name), policy)), opened, find(str(name)).usual)
 
     @classmethod
     def from_endpoint(
@@ -67,7 +68,8 @@ class Predictor:
         rollout = found.rollout if found else find("").rollout
         scale = (opened.scale if opened else None) or (found.scale if found else None) or Scale()
         template = Template(rollout.template, scale)
-        return cls(Remote(url, template, rollout.max_tokens, model, concurrency=concurrency), opened)
+        answering = Remote(url, template, rollout.max_tokens, model, concurrency=concurrency)
+        return cls(answering, opened, found.usual if found else None)
 
     def predict(self, **asked: Any) -> Prediction:
         """One rating: `history` (may be empty) or `user_id`, and `item` or `item_id`, as in `PredictRequest`.
@@ -157,7 +159,7 @@ class Predictor:
         made = context(item, request, self.scale)
         if not self.answering.template.settings.facts:
             return made
-        return replace(made, standing=standing(item, request, self.known.usual if self.known else None))
+        return replace(made, standing=standing(item, request, self.known.usual if self.known else self._usual))
 
 
 def ranked(named: Sequence[tuple[str | None, str]], predictions: Sequence[Prediction], k: int) -> list[Recommendation]:

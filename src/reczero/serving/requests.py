@@ -83,7 +83,7 @@ class _OfUser(_Asked):
         None, description="standard deviation of the user's ratings; by default the history's, where it is the whole"
     )
     usual: Rating | None = Field(
-        None, description="mean of all ratings by anyone; by default the data set's, where there is one"
+        None, description="mean of all ratings by anyone; by default the data set's, or that of the model's training"
     )
 
     @model_validator(mode="after")
@@ -181,7 +181,8 @@ def context(item: Asked, user: _OfUser, scale: Scale) -> Context:
 def standing(item: Asked, user: _OfUser, usual: float | None) -> Standing:
     """What can be worked out of what is told, by the formulas of `reczero.data.standing`; what can't does not exist.
 
-    usual: the mean of all ratings, if the request tells no other. A number of half of what it should rest on would be
+    usual: the mean of all ratings, if the request tells no other. An item of which nothing is told counts as one that
+    nobody else rated. A number of half of what it should rest on would be
     worse than none: an average without its count can't be damped, and the newest part of a history has neither the
     spread nor the affinity of the whole.
     """
@@ -196,7 +197,9 @@ def standing(item: Asked, user: _OfUser, usual: float | None) -> Standing:
     ratings = np.array([entry.rating for entry in history])
     if spread is None and whole and len(history) > 1:
         spread = float(ratings.std())
-    others = [mean for entry in history if (mean := _damped(entry.average, entry.count, usual)) is not None]
+    counts = [0 if entry.average is None and entry.count is None else entry.count for entry in history]
+    means = [_damped(entry.average, count, usual) for entry, count in zip(history, counts, strict=True)]
+    others = [mean for mean in means if mean is not None]
     if whole and history and len(others) == len(history):
         here, sets = set(item.categories), [set(entry.categories) for entry in history]
         alike = np.array([len(here & there) / max(len(here | there), 1) for there in sets])

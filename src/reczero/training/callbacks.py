@@ -34,6 +34,9 @@ _NAMES = {
 }
 
 
+IDLE = 10  # steps in a row without any gradient, after which none is expected
+
+
 class Journal:
     """The lines of one stage in `metrics.jsonl` of a run. A resumed stage first forgets what lies after its checkpoint.
 
@@ -80,7 +83,7 @@ class Pace:
 
 
 class Watch(TrainerCallback):
-    """Writes the journal, validates, keeps the best, stops in time.
+    """Writes the journal, validates, keeps the best, stops in time, or when nothing is learned any more.
 
     validate: () -> {"mae", "rmse", "parse_rate", "mode_share"} of greedy predictions on the validation rows.
     keep: called with the step when it is the best so far (`rank`).
@@ -105,6 +108,9 @@ class Watch(TrainerCallback):
             if "validation_mae" in line
         ]
         self.spent = max((line.get("training_seconds", 0.0) for line in lines), default=0.0)
+        self.idle = 0  # latest steps in a row without any gradient
+        for line in lines:
+            self._count(line)
         self.skipped_groups: Callable[[], int] | None = None
         self._mark = 0.0
 
@@ -125,8 +131,9 @@ class Watch(TrainerCallback):
         line |= {"seconds": round(seconds, 2), "training_seconds": round(self.spent, 1)}
         self.journal.write(**line)
         self.report(line | {"stage": self.journal.stage, "steps": state.max_steps})
+        self._count(line)
         pace = self.pace
-        late = self._late()
+        late = self._late() or self.stuck
         if late or state.global_step % pace.validation_steps == 0 or state.global_step == state.max_steps:
             self._validate(state.global_step)
             self._mark = time.perf_counter()
@@ -134,7 +141,16 @@ class Watch(TrainerCallback):
 
     def over(self) -> bool:
         """Whether the stage was to stop where the journal ends."""
-        return self._late() or self._no_longer_better()
+        return self._late() or self.stuck or self._no_longer_better()
+
+    @property
+    def stuck(self) -> bool:
+        """Whether the answers of every group have come to be alike, and there is nothing left to learn from."""
+        return self.idle >= IDLE
+
+    def _count(self, line: dict[str, Any]) -> None:
+        if "loss" in line:
+            self.idle = self.idle + 1 if line.get("grad_norm") == 0 else 0
 
     def _late(self) -> bool:
         return self.pace.minutes is not None and self.processes.agree(self.spent >= 60 * self.pace.minutes)

@@ -72,8 +72,9 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
         run.begin(recipe)
         _write_test_examples(session, policy)
     run.save(
-        method=recipe.method, data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict()
-    )
+        method=recipe.method, data={"name": data.name, "fingerprint": data.fingerprint}, scale=data.scale.to_dict(),
+        usual=session.usual,
+    )  # fmt: skip
     del policy
     with held(out) if processes.main else nullcontext():
         _all_stages(session)

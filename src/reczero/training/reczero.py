@@ -16,14 +16,15 @@ from reczero.rollout import Policy
 from .callbacks import Pace, Samples
 from .grpo import SharedPrefixGRPOTrainer
 from .processes import Processes
-from .session import Session, new_adapter
+from .session import SAMPLING, Session, new_adapter
 
 
 def reinforce(session: Session, stage: str, start: Path | None) -> None:
     """GRPO from the model in folder `start`, or the recipe's own; then the starting model counts as a candidate too."""
     recipe, run = session.recipe, session.run
     t, before = recipe.training, start and run.info["stages"][start.name]["key"]
-    key = session.key(t.model_dump(mode="json"), recipe.data.train_examples, before)
+    sampled = recipe.rollout.model_dump(mode="json", include=SAMPLING)
+    key = session.key(t.model_dump(mode="json"), recipe.data.train_examples, before, sampled)
     if session.settled(stage, key):
         return
     session.say(f"{stage}: GRPO, {t.groups_per_step} groups of {recipe.rollout.group_size} a step")

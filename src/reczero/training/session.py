@@ -28,11 +28,12 @@ from reczero.recipes import Recipe
 from reczero.recipes.rows import Part, without_histories
 from reczero.rollout import Policy
 
-from .callbacks import Journal, Pace, Samples, Watch
+from .callbacks import IDLE, Journal, Pace, Samples, Watch
 from .processes import Processes
 from .run import Run
 from .sharded import is_sharded, save_whole
 
+SAMPLING = {"group_size", "temperature", "engine"}  # of a recipe's rollouts: what matters to reinforcement alone
 Say = Callable[[str], None]
 Report = Callable[[dict[str, Any]], None]
 
@@ -102,6 +103,7 @@ class Session:
         self.template = Template(self.recipe.rollout.template, self.data.scale)
         ratings = without_histories(self.data, "train")["rating"]
         self.fallback = float(np.median(ratings))  # as the comparison scores failures
+        self.usual = float(np.mean(ratings.to_numpy()))
 
     # --- policies -------------------------------------------------------------------------------------------------
 
@@ -198,7 +200,7 @@ class Session:
         common = [
             self.data.fingerprint,
             m.model_dump(mode="json") | {"name": weights_mark(m.name)},
-            r.model_dump(mode="json"),
+            r.model_dump(mode="json", exclude=SAMPLING),
             e.model_dump(mode="json", exclude={"test_examples"}),
         ]
         text = json.dumps([*common, self.recipe.training.seed, *inputs], sort_keys=True)
@@ -254,6 +256,10 @@ class Session:
             trainer.add_callback(watch)
             if not (checkpoint and (watch.over() or self.run.is_last(checkpoint))):  # else killed right after the end
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if watch.stuck:
+            self.say(
+                f"{stage}: over, for in {IDLE} steps the answers of no group earned differently: nothing to learn from"
+            )
         if self.processes.main:
             Samples(self.run.path, stage).finish(max(line["step"] for line in journal.read()))
             shutil.rmtree(whole, ignore_errors=True)
