@@ -11,6 +11,7 @@ from random_data import made
 from reczero.cli import main
 from reczero.data import Dataset
 from reczero.evaluation import metrics
+from reczero.evaluation.baselines import AverageRegression
 from reczero.evaluation.outside import read_predictions_file
 from reczero.evaluation.study import PAIRS
 
@@ -106,6 +107,37 @@ def test_a_second_call_asks_nothing_again_and_says_the_same(data, tmp_path, monk
         second = compared(data, out, "--baseline", "biased-mf", "--baseline", "averages")
     assert second.drop("seconds").equals(first.drop("seconds"))
     assert before == {path: path.stat().st_mtime_ns for path in (out / "predictions").glob("*.parquet")}
+
+
+def test_validation_rows_to_choose_by_leave_the_test_rows_unread(data, table, tiny_model_dir, tmp_path, monkeypatch):
+    asked = []
+    examples = Dataset.examples
+
+    def watched(self, split=None, *args, **kwargs):
+        asked.append(split)
+        return examples(self, split, *args, **kwargs)
+
+    monkeypatch.setattr(Dataset, "examples", watched)
+    found = compared(data, tmp_path / "out", "--split", "validation", "--baseline", "all", "--refit", "2")
+    assert "test" not in asked and {"affinity-hint-classes-median", "svd++-refitted"} <= set(found["model"])
+    rows = examples(data, "validation")
+    enough = rows.filter((pl.col("user_count") >= 2) & (pl.col("item_count") >= 8)).height
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    assert found["rows"].unique().to_list() == [enough] and result["settings"]["split"] == "validation"
+    assert "these are validation rows" in result["warnings"][0]
+    # Fitted on training rows alone, the averages' weights too.
+    train = examples(data, "train", cold_start=None)
+    want = AverageRegression().fit(train, data.scale).predict(rows).prediction
+    kept = pl.read_parquet(tmp_path / "out" / "predictions" / "average-regression.parquet")
+    given = dict(zip(kept["example_id"], kept["prediction"], strict=True))
+    assert [given[name] for name in rows["example_id"]] == pytest.approx(want.tolist())
+    assert main.run(["compare", str(data.path), "--split", "validation", "--tune", "--out", str(tmp_path / "x")]) == 2
+    # Every decoding of a model is told apart, for here one chooses.
+    model, out = guided(tiny_model_dir, tmp_path / "tiny"), tmp_path / "lm"
+    options = ["--split", "validation", "--rows", "12", "--model", str(model), *LIGHT[:2]]
+    assert main.run(["compare", str(table), *options, "--out", str(out)]) == 0
+    ours = set(pl.read_csv(out / "pairs.csv")["model"])
+    assert {"tiny", "tiny-expected", "tiny-median"} <= ours and "test" not in asked
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

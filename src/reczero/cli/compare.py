@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -47,9 +47,13 @@ def compare(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="DATA: folder to write.", show_default="runs/compare-DATA")] = None,
+    split: Annotated[
+        Literal["test", "validation"],
+        typer.Option(help="DATA: which rows; validation ones are for choosing, so that the test rows stay unread."),
+    ] = "test",
     rows: Annotated[
         int | None,
-        typer.Option(min=1, help="DATA: only so many test rows, spread evenly: a quick look.", show_default="all"),
+        typer.Option(min=1, help="DATA: only so many of them, spread evenly: a quick look.", show_default="all"),
     ] = None,
     min_user_history: Annotated[
         int, typer.Option(min=0, help="DATA: earlier ratings of the user that a row of the main table has.")
@@ -87,7 +91,7 @@ def compare(
     """
     is_run = [(Path(name) / "run.json").is_file() or (Path(name) / "recipe.yaml").is_file() for name in what]
     if all(is_run):
-        if model or baseline or predictions or out or rows or tune or samples or probe or anonymise:
+        if model or baseline or predictions or out or rows or tune or samples or probe or anonymise or split != "test":
             raise UserError("these options are for a data set; runs are compared on the rows that they were tested on")
         if len({Path(name).resolve() for name in what}) < len(what):
             raise UserError("a run stands there twice; pool runs of several seeds")
@@ -112,7 +116,8 @@ def compare(
     groups = {"all": NAMES, "averages": tuple(name for name in NAMES if is_average(name))}
     names = tuple(dict.fromkeys(name for given in wanted for name in groups.get(given, (given,))))
     data = open_data(what[0])
-    folder = out or Path("runs") / f"compare-{Path(what[0]).name}"
+    suffix = "-validation" if split == "validation" else ""
+    folder = out or Path("runs") / f"compare-{Path(what[0]).name}{suffix}"
     files = dict(map(_named_file, predictions or []))
     given = {name: _table(Path(file), data) for name, file in files.items()}
     # What a launch on verl was asked, and no more, can be compared with it.
@@ -122,7 +127,7 @@ def compare(
     if len(chosen) < len(model or []) or len(given) < len(predictions or []):
         raise UserError("two entries have one name; name them, such as --model first=runs/a --model second=runs/b")
     plan = Plan(
-        models={}, baselines=names, given=given, only=only, rows=rows,
+        split=split, models={}, baselines=names, given=given, only=only, rows=rows,
         min_user_history=min_user_history, min_item_history=min_item_history,
         validation=validation, refit=refit, tune=tune, rounds=rounds, seed=seed, anonymise=anonymise,
     )  # fmt: skip
@@ -132,7 +137,7 @@ def compare(
     with Progress() as progress:
         try:
             if only is not None:
-                progress.say(f"only the {len(only):,} test rows that the launch asked")
+                progress.say(f"only the {len(only):,} rows that the launch asked")
             found = study(data, folder, plan, progress.say, progress.report, command)
         except KeyboardInterrupt:
             progress.say("interrupted; the same command goes on from here")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -68,15 +68,17 @@ class Entrant(Protocol):
 class Plan:
     """What is compared, and how.
 
-    models: name -> a language model, or its runs (seeds), which are pooled. baselines: names of `baselines.NAMES`.
-    given: name -> a table with example_id and prediction. only: example ids, where not all test rows are meant. rows:
-    only so many of them, spread evenly over time.
+    split: test; or validation, to choose by: then baselines are fitted on the training rows alone, and no other rows
+    say how a model is decoded. models: name -> a language model, or its runs (seeds), which are pooled. baselines:
+    names of `baselines.NAMES`. given: name -> a table with example_id and prediction. only: example ids, where not all
+    rows are meant. rows: only so many of them, spread evenly over time.
     validation: rows that choose each model's decoding. refit: also fit collaborative baselines anew before each of so
     many stretches of the test period; 0 does not. tune: choose their settings on validation rows, and keep them.
     samples: sampled answers of each model whose mean and median are further decodings. probe: rows of the main table on
     which each model is asked again with what it reads altered.
     """
 
+    split: Literal["test", "validation"] = "test"
     models: Mapping[str, Sequence[Entrant]] = field(default_factory=dict)
     baselines: Sequence[str] = ()
     given: Mapping[str, pl.DataFrame] = field(default_factory=dict)
@@ -94,6 +96,8 @@ class Plan:
     anonymise: bool = False
 
     def __post_init__(self) -> None:
+        if self.tune and self.split == "validation":
+            raise UserError("--tune: chooses on validation rows, so it is for the test split")
         for name in (*self.models, *self.given):
             if not _NAME.fullmatch(name):
                 raise UserError(f"name {name!r}: letters, digits and . _ + - only, such as --predictions mine=FILE")
@@ -142,13 +146,18 @@ class Asking:
         self._used: set[str] = set()  # tables of predictions that belong to this comparison
         self.train = data.examples("train", cold_start=None, columns=SLIM)
         self.validation = data.examples("validation", cold_start=None, columns=SLIM)
+        if plan.split == "validation":
+            self.validation = self.validation.clear()
+            self._warn(
+                "these are validation rows: what is chosen by them, checkpoints too, does better here than elsewhere"
+            )
         if self.train.is_empty():
             raise UserError(f"{data.path}: has no training rows to fit baselines on; prepare it with some")
         self.median = float(np.median(self.before_test["rating"].to_numpy()))
 
     @property
     def before_test(self) -> pl.DataFrame:
-        """All rated examples that lie before the test period."""
+        """All rated examples that lie before the period that is compared on."""
         return pl.concat([self.train, self.validation])
 
     # --- answers ----------------------------------------------------------------------------------------------------
@@ -199,7 +208,7 @@ class Asking:
             self._warn(f"{name}: {many}; they count as failures")
         given = np.where(absurd, np.nan, given)
         if (share := metrics.parse_rate(given)) < FEW_ANSWERS:
-            self._warn(f"{name}: only {share:.0%} of the test rows have an answer; all others count as failures")
+            self._warn(f"{name}: only {share:.0%} of the rows have an answer; all others count as failures")
         return given
 
     def _warn(self, text: str) -> None:
@@ -218,7 +227,7 @@ class Asking:
         began = time.perf_counter()
         self.train = with_facts(self.data, self.train, "train", facts)
         self.validation = with_facts(self.data, self.validation, "validation", facts)
-        self.test = with_facts(self.data, self.test, "test", facts)
+        self.test = with_facts(self.data, self.test, self.plan.split, facts)
         self.hidden = self.test.drop("rating")
         self.say(f"facts of all rows: {time.perf_counter() - began:.1f} s")
 
@@ -271,7 +280,7 @@ class Asking:
         """Fitted anew before each of `steps` stretches of the test rows, on all that is strictly earlier than it (where
         nothing is: on what lies before the test period)."""
         times = self.test["timestamp"].to_numpy()
-        all_test = self.data.examples("test", cold_start=None, columns=SLIM)
+        all_test = self.data.examples(self.plan.split, cold_start=None, columns=SLIM)
         every = pl.concat([self.before_test.select(SLIM), all_test])
         given = np.full(len(times), np.nan)
         cuts = np.unique(np.sort(times)[(np.arange(steps) * len(times)) // steps])
@@ -361,7 +370,7 @@ class Asking:
         return {f"{name}-mean-of-{count}": mean, f"{name}-median-of-{count}": median}
 
     def _probe(self, name: str, model: Entrant) -> None:
-        rows = self.data.examples("test", where=self.enough, limit=self.plan.probe)
+        rows = self.data.examples(self.plan.split, where=self.enough, limit=self.plan.probe)
 
         def make() -> pl.DataFrame:
             return model.probed(rows, self.plan.seed, self._progress(name, "probes", rows.height * len(PROBES)))
@@ -370,7 +379,7 @@ class Asking:
         self.probes[name] = probed(rows, table, self.scale, self.median, self.plan.rounds, self.plan.seed)
 
     def _validation_rows(self) -> pl.DataFrame:
-        if not self.plan.validation:
+        if not self.plan.validation or self.plan.split == "validation":
             return self.validation.clear()
         return self.data.examples("validation", where=self.enough, limit=self.plan.validation)
 

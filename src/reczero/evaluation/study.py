@@ -38,20 +38,20 @@ def study(data: Dataset, out: Path, plan: Plan, say: Say, report: Report, comman
     """Compare, and write the folder `out`: comparison.csv, .json and .tex, cold_start.csv, pairs.csv, slices.csv,
     test_examples.parquet, predictions/. Returns what comparison.json holds. Raises UserError."""
     only = None if plan.only is None else pl.col("example_id").is_in(plan.only.implode())
-    test = data.examples("test", cold_start=None, columns=SLIM, where=only, limit=plan.rows)
+    test = data.examples(plan.split, cold_start=None, columns=SLIM, where=only, limit=plan.rows)
     enough = (pl.col("user_count") >= plan.min_user_history) & (pl.col("item_count") >= plan.min_item_history)
     enough &= ~pl.col("cold_start")
     main = test.select(enough).to_series().to_numpy()
     if not main.any():
         if test.is_empty():
-            raise UserError(f"{data.path}: has no test rows; prepare it with a larger test share")
+            raise UserError(f"{data.path}: has no {plan.split} rows; prepare it with a larger {plan.split} share")
         limits = f"{plan.min_user_history} earlier ratings of its user and {plan.min_item_history} of its item"
         raise UserError(
-            f"{data.path}: none of {test.height:,} test rows has {limits}, and enough context by the data set's own "
-            "rule; lower --min-user-history and --min-item-history, or prepare it with a lower min_context"
+            f"{data.path}: none of {test.height:,} {plan.split} rows has {limits}, and enough context by the data "
+            "set's own rule; lower --min-user-history and --min-item-history, or prepare it with a lower min_context"
         )
     _check_folder(out)
-    say(f"data: {data.name}, {main.sum():,} test rows with enough context, {(~main).sum():,} cold starts")
+    say(f"data: {data.name}, {main.sum():,} {plan.split} rows with enough context, {(~main).sum():,} cold starts")
     work = _Study(data, out, plan, say, report, test, main, enough)
     work.ask_all()
     return work.write(command)
@@ -73,6 +73,8 @@ class _Study(Asking):
         self.say(f"{plan.rounds:,} draws of users for every interval")
         # Of each model its number, and what validation chose: the fewer the pairs, the less must be corrected for.
         chosen = {way for decoding in self.decoding.values() for way in decoding["best"].values()}
+        if plan.split == "validation":
+            chosen = set(ours)  # here one chooses
         tested = [name for name in ours if name in (*plan.models, *plan.given) or name in chosen]
         pairs = self._pairs(main, {n: x for n, x in inside.items() if n not in ours or n in tested}, tested)
         if (least := 2 * pairs.height / (plan.rounds + 1)) > 0.05:  # the smallest p that Holm's correction can leave
@@ -205,8 +207,8 @@ def with_fallback(distribution: np.ndarray, fallback: float, scale: Scale) -> np
 def asdict_plan(plan: Plan) -> dict[str, Any]:
     """The settings of a comparison as JSON holds them."""
     names = (
-        "rows", "min_user_history", "min_item_history", "validation", "refit", "tune", "samples", "probe", "rounds",
-        "seed", "anonymise",
+        "split", "rows", "min_user_history", "min_item_history", "validation", "refit", "tune", "samples", "probe",
+        "rounds", "seed", "anonymise",
     )  # fmt: skip
     return {
         "models": {name: [run.key for run in runs] for name, runs in plan.models.items()},
