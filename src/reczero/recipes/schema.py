@@ -194,6 +194,10 @@ class TrainingRecipe(Section):
     weight_decay: float = Field(0.0, ge=0)
     adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
     max_grad_norm: float = Field(1.0, gt=0)
+    rating: Literal["sampled", "expected"] = Field(
+        "sampled",
+        description="expected: learn at the rating from all of the scale by their probability, not from the drawn one",
+    )
     groups_per_step: Positive = Field(8, description="prompts an optimizer step learns from, over all processes")
     stratify: bool = Field(
         False, description="each step draws its prompts evenly from the low to the high ratings: the same on average"
@@ -240,6 +244,13 @@ class Recipe(Section):
     iterate: IterateRecipe = IterateRecipe()  # pyright: ignore[reportCallIssue]
     training: TrainingRecipe = TrainingRecipe()
     evaluation: EvaluationRecipe = EvaluationRecipe()
+
+    @model_validator(mode="after")
+    def _weighed_as_drawn(self) -> "Recipe":
+        r = self.rollout
+        if self.training.rating == "expected" and (r.temperature != 1 or r.engine != "shared-prefix"):
+            raise ValueError("training.rating expected needs rollout.temperature 1 and rollout.engine shared-prefix")
+        return self
 
     @model_validator(mode="after")
     def _shown_is_kept(self) -> "Recipe":

@@ -33,7 +33,8 @@ class Completion:
     chosen: list[bool] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     finished: bool = False
-    ratings: list[float] | None = None  # how probable each rating of the scale was, where that was asked
+    ratings: list[float] | None = None  # how probable each rating of the scale was, where that was asked,
+    rating_at: int | None = None  # and at which of the tokens
 
     def add(self, tokens: Sequence[int], chosen: bool, log_prob: float = 0.0) -> None:
         self.tokens += tokens
@@ -64,7 +65,7 @@ def decode(
     what the answers to each prompt begin with, as forced tokens; they must fit the grammar. together: see
     `Decoding.add`.
     """
-    assert not (states and ratings), "states are of what was sampled, not of what was weighed"
+    assert not states or not ratings or ratings.single, "states are of what was sampled, not of what was weighed"
     with inference(model, states) as ready:
         run = Decoding(
             ready, end=end, max_tokens=max_tokens, guide=guide, temperature=temperature, generator=generator,
@@ -354,7 +355,8 @@ class Decoding:
 
         chances = ratings.weigh(self.hidden[due], score, follow)
         for j, given in zip(due, chances.tolist(), strict=True):
-            self.active[j].completion.ratings = given
+            completion = self.active[j].completion
+            completion.ratings, completion.rating_at = given, len(completion.tokens)
 
     def _feed(self, known: Mapping[int, Tensor] | None = None) -> None:
         """Runs the newest tokens of every active answer, a portion of them at a time. known: the states of answers that

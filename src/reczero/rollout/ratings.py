@@ -27,6 +27,11 @@ class Ratings:
 
         self.numbers = [tokens(text) for text in texts]
 
+    @property
+    def single(self) -> bool:
+        """Whether the first token tells which rating it is."""
+        return len({numbers[0] for numbers in self.numbers}) == len(self.numbers)
+
     def due(self, tokens: Sequence[int]) -> bool:
         """Whether an answer stands right before its rating."""
         return self._tokenizer.decode(tokens[-_TAIL:]).rstrip().endswith(self._open)

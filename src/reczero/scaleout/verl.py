@@ -130,6 +130,8 @@ def differences(recipe: Recipe) -> list[str]:
             told.append(f"{section}.schedule: verl has no linear one; cosine falls to zero too")
     if rl and t.advantage_epsilon != 1e-6:
         told.append(f"training.advantage_epsilon: verl adds 1e-6, not {t.advantage_epsilon:g}")
+    if rl and t.rating == "expected":
+        told.append("training.rating: verl draws the rating and learns from what was drawn")
     if m.lora and rl and taught:
         told.append("model.lora: the adapter of SFT is merged, and reinforcement trains a new one on the result")
     return told

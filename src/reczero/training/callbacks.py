@@ -26,6 +26,7 @@ _NAMES = {
     "reward_std": "reward_std",
     "entropy": "entropy",
     "kl": "kl",
+    "rating_kl": "rating_kl",
     "completions/mean_length": "completion_tokens",
     "rating_abs_error": "rating_abs_error",
     "well_formed": "well_formed",

@@ -11,12 +11,14 @@
 7. A group whose rewards are all equal has no gradient: with no KL term it costs no forward or backward pass.
 8. Where blocks at the bottom are frozen, the update starts from what they made of each token in the rollout.
 9. Where answers are used for more than one optimizer step, the old policy's log-probabilities are those of the rollout.
+10. With `rating_rewards`, ratings are weighed instead of drawn (`weighed.py`).
 
 Shapes: B rows = prompts × G, C tokens in the longest answer of the batch, V the vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,6 +36,7 @@ from reczero.rollout.shared_prefix import Tree, cannot_share, shared_prefix_atte
 
 from .checkpoints import AtomicCheckpoints
 from .sharded import is_sharded
+from .weighed import Weighed
 
 
 def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor:
@@ -94,11 +97,16 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
     """`policy` shares its model with the trainer; the other arguments are TRL's.
 
     tokens_per_batch: the most tokens in one forward and backward pass (a single group may be larger). Give the rows of
-    a whole optimizer step as `per_device_train_batch_size`, and accumulate no gradients.
+    a whole optimizer step as `per_device_train_batch_size`, and accumulate no gradients. rating_rewards: what a
+    well-formed answer to a training row earns with each rating of the scale; then ratings are weighed, not drawn.
     """
 
-    def __init__(self, *, policy: Policy, advantage_epsilon: float = 1e-6, tokens_per_batch: int = 4096, **kwargs):
-        self.policy = policy
+    def __init__(
+        self, *, policy: Policy, advantage_epsilon: float = 1e-6, tokens_per_batch: int = 4096,
+        rating_rewards: Callable[[dict[str, Any]], list[float]] | None = None, **kwargs: Any,
+    ):  # fmt: skip
+        self.policy, self.rating_rewards = policy, rating_rewards
+        self._weighed: Weighed | None = None  # the ratings of the last rollout, where they are weighed
         self.advantage_epsilon, self.tokens_per_batch = advantage_epsilon, tokens_per_batch
         self.skipped_groups = 0
         self._rewards: Tensor | None = None
@@ -111,6 +119,13 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             raise ValueError("entropies have no gradient here: entropy_coef and top_entropy_quantile are not supported")
         self._shares = cannot_share(policy.model) is None
         own = self._shares and not args.use_vllm
+        if rating_rewards and not (own and policy.ratings.single):
+            raise UserError(
+                "training.rating: expected needs a model that can share prompts and a scale whose ratings differ in "
+                "their first token, such as 1 to 5; choose sampled."
+            )
+        if rating_rewards and args.num_iterations * args.steps_per_generation > args.gradient_accumulation_steps:
+            raise ValueError("rating_rewards: answers can be used for one optimizer step only")
         super().__init__(model=policy.model, rollout_func=_rollout if own else None, **kwargs)
         if own and is_sharded(self.accelerator):
             raise UserError(
@@ -128,13 +143,21 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         return by_function
 
     def _generate_and_score_completions(self, inputs):
-        self._states = self._sampled = None
+        self._states = self._sampled = self._weighed = None
         output = super()._generate_and_score_completions(inputs)
         group = self.num_generations if self.model.training else self.num_generations_eval
         advantages = group_advantages(self._rewards, group, self.advantage_epsilon)
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = advantages[start : start + len(inputs)]
-        if self._states is not None:
+        if (weighed := self._weighed) is not None:
+            given = self._rewards[start : start + len(inputs)]
+            by_rating = torch.tensor([self.rating_rewards(row) for row in inputs], device=given.device)
+            width = output["completion_ids"].shape[1]
+            output["advantages"] = weighed.advantages(given, by_rating, group, self.advantage_epsilon, width)
+            if weighed.reference is not None:  # no second KL term there: TRL's sees a policy that is the reference
+                rows = (weighed.at >= 0).nonzero()[:, 0]
+                output["ref_per_token_logps"][rows, weighed.at[rows]] = weighed.drawn[rows]
+        if self._states is not None or weighed is not None:
             output["row"] = torch.arange(len(inputs), device=advantages.device)  # which answer of `_states` each row is
         return output
 
@@ -205,7 +228,7 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         """
         group = self.num_generations
         rows = torch.arange(len(inputs["advantages"]), device=inputs["advantages"].device).view(-1, group)
-        useful = inputs["advantages"].view(-1, group).bool().any(1).tolist()
+        useful = inputs["advantages"].view(len(rows), -1).bool().any(1).tolist()
         if self.beta:
             useful = [True] * len(useful)
         counted = _counted(inputs).sum(1).view(-1, group).any(1).tolist()
@@ -286,6 +309,9 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         tree = Tree([len(segment) for segment in segments], parents, device)
         owner = [prompt_at + g for g, (_, answers) in enumerate(groups) for _ in answers]
         flat = [answer for _, answers in groups for answer in answers]
+        numbers = [i if self._row is None else int(self._row[i]) for group in rows for i in group]  # in the rollout
+        rated = self._rated(numbers, places)
+        ratings = torch.tensor([tokens[0] for tokens in self.policy.ratings.numbers], device=device) if rated else None
         before = [  # the place in the packed row that predicts each trained token
             tree.starts[segment] + x - 1 if x and segment is not None else tree.starts[prompt + 1] - 1
             for chosen, segment, prompt in zip(places, at, owner, strict=True)
@@ -298,8 +324,12 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         )
 
         def score(head, hidden: Tensor) -> Tensor:
-            masks = np.concatenate(bits) if bits else None
-            return torch.stack(token_log_probs(head, hidden[0], targets, masks, self.temperature), -1)[None]
+            masks, at, wanted = np.concatenate(bits) if bits else None, hidden[0], targets
+            if ratings is not None:  # at the places of ratings, all of the scale's
+                again = [place for place in rated.values() for _ in ratings]
+                at, wanted = torch.cat([at, at[again]]), torch.cat([targets, ratings.repeat(len(rated))])
+                masks = np.concatenate([masks, masks[again]]) if masks is not None else None
+            return torch.stack(token_log_probs(head, at, wanted, masks, self.temperature), -1)[None]
 
         call = {"position_ids": tree.positions, "use_cache": False, "layout": tree}
         call |= {"logits_to_keep": torch.tensor(before, device=device, dtype=torch.long)}
@@ -307,11 +337,10 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         with ExitStack() as stack:
             if torch.is_grad_enabled() and self._states is not None and self._row is not None:
                 known, skipped = self._states, self.frozen_blocks
-                which = [int(self._row[i]) for group in rows for i in group]
                 prompts = [known.prompts[int(self._row[group[0]]) // self.num_generations] for group in rows]
                 states = [prompts[0][:common]] if common else []
                 states += [x[common:] for x in prompts]
-                states += [known.answer(i, places[a][-1]) for a, i in enumerate(which) if at[a] is not None]
+                states += [known.answer(i, places[a][-1]) for a, i in enumerate(numbers) if at[a] is not None]
                 call["inputs_embeds"] = torch.cat(states)[None]
                 stack.enter_context(above(bare, skipped))
             else:
@@ -320,8 +349,43 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             stack.enter_context(shared_prefix_attention(bare))
             stack.enter_context(self.accelerator.autocast())
             log_probs, entropies = model(**call).logits[0].unbind(-1)
+        if ratings is not None:
+            log_probs, of_ratings = log_probs.split([len(targets), len(rated) * len(ratings)])
+            log_probs = self._weigh(log_probs, of_ratings.view(len(rated), -1), rated)
+        entropies = entropies[: len(targets)]
         blank = log_probs.new_zeros(len(flat), width)
         return blank.index_put((row, place), log_probs), blank.index_put((row, place), entropies.detach())
+
+    def _rated(self, numbers: Sequence[int], places: Sequence[Sequence[int]]) -> dict[int, int]:
+        """Of the answers `numbers` of the rollout those with a weighed rating -> its place among all trained ones.
+
+        places: of every answer.
+        """
+        if self._weighed is None:
+            return {}
+        found, before = {}, 0
+        for number, chosen in zip(numbers, places, strict=True):
+            if (at := int(self._weighed.at[number])) in chosen:
+                found[number] = before + chosen.index(at)
+            before += len(chosen)
+        return found
+
+    def _weigh(self, log_probs: Tensor, of_ratings: Tensor, rated: dict[int, int]) -> Tensor:
+        """(n,) log-probabilities of trained tokens, those of weighed ratings with the gradient of `Weighed.gain`: TRL
+        multiplies it by their advantage, 1. of_ratings: (ratings in `rated`, K) log-probabilities.
+
+        Without gradient it is the reference policy that was asked, and its ratings are kept.
+        """
+        assert self._weighed is not None
+        rows, places = (torch.tensor(x, device=log_probs.device) for x in (list(rated), list(rated.values())))
+        of_ratings = of_ratings.log_softmax(-1)  # a free policy may write other things too
+        if not torch.is_grad_enabled():
+            self._weighed.keep_reference(of_ratings, rows)
+            return log_probs
+        gain, divergence = self._weighed.gain(of_ratings, rows, self.beta)
+        if self.beta:
+            self._metrics["train"]["rating_kl"].append(divergence.mean().item())
+        return log_probs.index_put((places,), log_probs[places].detach() + gain - gain.detach())
 
 
 def _rollout(prompts: list, trainer: SharedPrefixGRPOTrainer) -> dict[str, list]:
@@ -331,8 +395,16 @@ def _rollout(prompts: list, trainer: SharedPrefixGRPOTrainer) -> dict[str, list]
     # A seed of the step and the process alone: a resumed run draws what an uninterrupted one would have drawn.
     seed = hash((trainer.args.seed, trainer.state.global_step, trainer.accelerator.process_index)) % 2**63
     states = States(trainer.frozen_blocks) if trainer.frozen_blocks and trainer.model.training else None
-    groups = policy.answer(ids, group, temperature=trainer.temperature, seed=seed, states=states)
+    weigh = trainer.rating_rewards is not None and trainer.model.training
+    groups = policy.answer(ids, group, temperature=trainer.temperature, seed=seed, states=states, weigh=weigh)
     completions = [completion for answers in groups for completion in answers]
+    if weigh:
+        trainer._weighed = Weighed.of(
+            completions,
+            [policy.read(completion)[1].well_formed for completion in completions],
+            len(policy.ratings.numbers),
+            trainer.accelerator.device,
+        )
     trainer._states = states
     uses = trainer.args.steps_per_generation * trainer.num_iterations
     if trainer.args.gradient_accumulation_steps % uses:  # else TRL asks for no old policy: it is the same one

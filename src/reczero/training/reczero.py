@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
 from datasets import Dataset as Rows
 from trl import GRPOConfig
 
-from reczero.reasoning import parse, score
+from reczero.reasoning import Answer, parse, score
 from reczero.recipes import Recipe
 from reczero.recipes.rows import Part, epochs_order
 from reczero.rollout import Policy
@@ -103,8 +104,15 @@ def build_trainer(
             samples.write(step, rows)
         return [reward.total for reward in rewards]
 
+    def by_rating(row: dict[str, Any]) -> list[float]:
+        return [
+            score(Answer(rating), row["rating"], policy.template, t.reward).total
+            for rating in policy.template.scale.grid()
+        ]
+
     trainer = SharedPrefixGRPOTrainer(
         policy=policy,
+        rating_rewards=by_rating if t.rating == "expected" else None,
         advantage_epsilon=t.advantage_epsilon,
         tokens_per_batch=t.tokens_per_batch,
         args=config,

@@ -240,7 +240,8 @@ class Session:
                     if is_sharded(trainer.accelerator):  # the copy that the validation wrote, which chose it
                         shutil.copytree(whole, folder, copy_function=link_or_copy, dirs_exist_ok=True)
                     else:
-                        policy.model.save_pretrained(folder)
+                        adapter = {"selected_adapters": ["default"]} if isinstance(policy.model, PeftModel) else {}
+                        policy.model.save_pretrained(folder, **adapter)  # and not the reference of a KL term
                         policy.tokenizer.save_pretrained(folder)
             self.run.stage(stage, best_step=step, best_validation=validation)
 
