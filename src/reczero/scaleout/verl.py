@@ -131,7 +131,7 @@ def differences(recipe: Recipe) -> list[str]:
     if rl and t.advantage_epsilon != 1e-6:
         told.append(f"training.advantage_epsilon: verl adds 1e-6, not {t.advantage_epsilon:g}")
     if taught and (s.belief or s.rating_weight != 1):
-        told.append("sft.belief, sft.rating_weight: verl learns the traces' text as it is, which ends on the true rating")
+        told.append("sft.belief, sft.rating_weight: verl learns the traces as they are, which end on the true rating")
     if rl and t.rating == "expected":
         told.append("training.rating: verl draws the rating and learns from what was drawn")
     if m.lora and rl and taught:
