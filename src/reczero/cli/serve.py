@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
 ModelName = Annotated[
     str,
-    typer.Argument(
-        help="A run, a model folder, a hub name, smollm2-135m, or smollm2-135m-recone (trained).", show_default=False
-    ),
+    typer.Argument(help="A run, a model folder, a hub name or smollm2-135m.", show_default=False),
 ]
 Data = Annotated[
     str | None,
