@@ -137,7 +137,7 @@ def compare(
     with Progress() as progress:
         try:
             if only is not None:
-                progress.say(f"only the {len(only):,} rows that the launch asked")
+                progress.say(f"only the {len(only):,} test rows that the launch asked")
             found = study(data, folder, plan, progress.say, progress.report, command)
         except KeyboardInterrupt:
             progress.say("interrupted; the same command goes on from here")

@@ -208,7 +208,9 @@ class Asking:
             self._warn(f"{name}: {many}; they count as failures")
         given = np.where(absurd, np.nan, given)
         if (share := metrics.parse_rate(given)) < FEW_ANSWERS:
-            self._warn(f"{name}: only {share:.0%} of the rows have an answer; all others count as failures")
+            self._warn(
+                f"{name}: only {share:.0%} of the {self.plan.split} rows have an answer; all others count as failures"
+            )
         return given
 
     def _warn(self, text: str) -> None:
