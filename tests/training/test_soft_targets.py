@@ -133,7 +133,6 @@ evaluation: {{validation_examples: 6, test_examples: 6}}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert all(line["rating_loss"] > 0 for line in lines if "loss" in line)
     # A teacher without beliefs can't be asked for them.
-    (run / "traces" / "teach" / "traces.parquet").write_bytes(b"")
     other = tmp_path / "other"
     assert main.run(["train", str(path), "sft.belief=0", "--out", str(other)]) == 0
     plain = ["train", str(path), f"teacher.traces={other / 'traces' / 'teach'}", "--out", str(tmp_path / "third")]

@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from reczero.serving import Predictor
 
 ModelName = Annotated[
-    str,
-    typer.Argument(help="A run, a model folder, a hub name or smollm2-135m.", show_default=False),
+    str, typer.Argument(help="A run, a model folder, a hub name or smollm2-135m.", show_default=False)
 ]
 Data = Annotated[
     str | None,

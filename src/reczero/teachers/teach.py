@@ -41,7 +41,7 @@ TRACES: dict[str, pl.DataType] = {
     "completion_tokens": pl.Int64(),
     "cost": pl.Float64(),
     "teacher": pl.String(),
-    "belief": pl.List(pl.Float64()),  # of the kept attempt's teacher, over the scale's ratings; null where it has none
+    "belief": pl.List(pl.Float64()),  # the teacher's, over the scale's ratings; null where it says none
 }
 GOOD = "ends on the truth"
 AT_ONCE, WHEN_TOLD = "kept at once", "kept when told"

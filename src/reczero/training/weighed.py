@@ -7,6 +7,7 @@ groups in a row; K ratings of the scale.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -48,7 +49,9 @@ class Weighed:
     values: Tensor | None = None
 
     @classmethod
-    def of(cls, completions: Sequence[Completion], well_formed: Sequence[bool], ratings: int, device: torch.device):
+    def of(
+        cls, completions: Sequence[Completion], well_formed: Sequence[bool], ratings: int, device: torch.device
+    ) -> Self:
         even = [1 / ratings] * ratings  # where there is none: all ratings earn the same
         known = [c.rating_at if ok and c.ratings else None for c, ok in zip(completions, well_formed, strict=True)]
         each = list(zip(completions, known, strict=True))
