@@ -1,9 +1,13 @@
-"""Settings of this process that make torch on a CPU faster."""
+"""What this machine's processor can do, and settings of this process that make torch on it faster."""
 
 import ctypes
 import os
 import platform
 
+SLOW_BFLOAT16 = (
+    "this processor has no instructions for products in bfloat16, which take many times as long as in float32 here; "
+    "set model.dtype=float32"
+)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 
@@ -19,3 +23,10 @@ def keep_freed_memory() -> bool:
         return False
     libc = ctypes.CDLL(None)
     return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for products in bfloat16 (AVX-512 BF16, AMX, or ARM's)."""
+    import torch
+
+    return any(there for name, there in torch.cpu.get_capabilities().items() if "bf16" in name)

@@ -11,6 +11,7 @@ import typer
 
 from reczero.cli import doctor, main
 from reczero.errors import UserError
+from reczero.machine import multiplies_bfloat16
 
 
 def commands(app: typer.Typer = main.app, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -80,6 +81,7 @@ def test_doctor(monkeypatch, tmp_path, capsys):
     assert main.run(["doctor", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["versions"]["torch"] and facts["machine"]["cores"] > 0 and facts["torch"]["devices"]
+    assert facts["torch"]["bfloat16"] is multiplies_bfloat16()
     assert facts["cache"]["models"] == {"smollm2-135m": False}
     assert not (tmp_path / "none").exists()  # looking makes nothing
     (tmp_path / "none").write_text("")  # now the cache cannot be made

@@ -6,12 +6,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 from predictor_contract import PredictorContract
 
 from reczero.cli import main
 from reczero.data import Dataset
 from reczero.errors import UserError
 from reczero.evaluation.findings import PROBES, UNALTERED
+from reczero.models import export_model
 from reczero.reasoning import Scale
 from reczero.rollout.language_model import LanguageModel
 from reczero.rollout.opening import open_policy
@@ -89,6 +91,16 @@ evaluation: {{validation_examples: 6, test_examples: 12}}
     (run / "model").rename(run / "gone")
     with pytest.raises(UserError, match="has no model yet"):
         open_policy(str(run), Scale())
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bfloat16_is_widened_where_the_processor_has_no_instructions_for_it(fast, model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("reczero.rollout.opening.multiplies_bfloat16", lambda: fast)
+    saved = export_model(model_dir, tmp_path / "narrow", "bfloat16")
+    (saved / "reczero.json").write_bytes((model_dir / "reczero.json").read_bytes())
+    want = torch.bfloat16 if fast else torch.float32
+    policy = open_policy(str(saved), device=torch.device("cpu"))
+    assert {weight.dtype for weight in policy.model.parameters()} == {want}
 
 
 def test_probes_alter_what_they_say_and_nothing_else(model_dir, table):

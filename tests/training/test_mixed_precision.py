@@ -11,6 +11,7 @@ from reczero.reasoning import Context, HistoryEntry, Item, Scale
 from reczero.recipes import Recipe
 from reczero.recipes.rows import Part
 from reczero.rollout.head import token_log_probs
+from reczero.training import pipeline
 from reczero.training.reczero import build_trainer
 from reczero.training.session import load
 from reczero.training.sft import build_sft_trainer
@@ -107,3 +108,14 @@ def test_an_adapter_learns_in_float32_on_a_bfloat16_model(tiny_model_dir, tmp_pa
 def test_a_policy_that_only_answers_is_loaded_as_the_recipe_says(tiny_model_dir):
     policy = load(recipe(tiny_model_dir), Scale(), CPU)
     assert {weight.dtype for weight in policy.model.parameters()} == {torch.bfloat16} and policy.products is None
+
+
+@pytest.mark.parametrize(("dtype", "fast"), [("bfloat16", False), ("bfloat16", True), ("float32", False)])
+def test_a_processor_that_is_slow_at_bfloat16_is_told(dtype, fast, table, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "multiplies_bfloat16", lambda: fast)
+    monkeypatch.setattr(pipeline, "_all_stages", lambda session: None)
+    told = recipe(tiny_model_dir, dtype=dtype).model_dump() | {"data": {"dataset": str(table), "train_examples": 40}}
+    made = Recipe.model_validate(told)
+    said: list[str] = []
+    pipeline.train(made, tmp_path / "run", resume=False, say=said.append, report=lambda line: None)
+    assert any("model.dtype=float32" in line for line in said) == (dtype == "bfloat16" and not fast)

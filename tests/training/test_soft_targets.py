@@ -13,7 +13,7 @@ from reczero.models import load_policy
 from reczero.reasoning import Context, Item, Scale, Template, TemplateSettings
 from reczero.recipes import Recipe
 from reczero.rollout import Policy
-from reczero.training.sft import build_sft_trainer, soft_targets, tokens_of
+from reczero.training.sft import PackedSFTTrainer, build_sft_trainer, soft_targets, tokens_of
 
 SETTINGS = TemplateSettings(instructions="brief", history=0, opinions=0, section_tokens=6)
 HALVES = Scale(0.5, 5.0, 0.5)
@@ -78,11 +78,24 @@ def test_the_loss_is_the_cross_entropy_with_the_targets(scale, tiny_model_dir, t
     assert loss_of(made, per=1) == pytest.approx(want / tokens, rel=1e-5)
 
 
-def test_certain_targets_of_weight_one_are_trls_own_loss(tiny_model_dir, tmp_path):
+@pytest.mark.parametrize("soft", [False, True])
+def test_plain_texts_and_certain_targets_have_trls_own_loss(soft, tiny_model_dir, tmp_path):
     grid = HALVES.grid()
     certain = np.eye(len(grid))[[(3 * i + 1) % len(grid) for i in range(4)]]
-    losses = [loss_of(trainer(policy_on(tiny_model_dir), tmp_path, chances)) for chances in (certain, None)]
+    plain = trainer(policy_on(tiny_model_dir), tmp_path, None)
+    ours = trainer(policy_on(tiny_model_dir), tmp_path, certain) if soft else plain
+    plain.model.train()
+    losses, slopes = [], []
+    for made, compute in ((ours, ours.compute_loss), (plain, super(PackedSFTTrainer, plain).compute_loss)):
+        batch = made.data_collator([made.train_dataset[i] for i in range(4)])
+        made.model.zero_grad()
+        loss = compute(made.model, batch, num_items_in_batch=(batch["labels"] != -100).sum())
+        loss.backward()
+        losses.append(loss.item())
+        slopes.append({name: weight.grad.clone() for name, weight in made.model.named_parameters()})
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, slope in slopes[0].items():
+        assert torch.allclose(slope, slopes[1][name], rtol=1e-4, atol=1e-6), name
 
 
 def test_learning_ends_on_the_teachers_distribution(tiny_model_dir, tmp_path):

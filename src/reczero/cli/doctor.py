@@ -91,7 +91,9 @@ def _torch(problems: list[dict[str, str]]) -> dict[str, Any]:
         import torch
     except (ImportError, OSError) as error:
         problems.append({"what": f"torch cannot be imported ({error})", "do": "see README, 'CPU or CUDA'"})
-        return {"threads": None, "devices": []}
+        return {"threads": None, "devices": [], "bfloat16": False}
+    from reczero.machine import multiplies_bfloat16
+
     devices = [{"name": "cpu", "memory": None}]
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -101,7 +103,7 @@ def _torch(problems: list[dict[str, str]]) -> dict[str, Any]:
     if shutil.which("nvidia-smi") and not torch.cuda.is_available():
         what = f"an NVIDIA driver is here, but torch {torch.__version__} cannot use it"
         problems.append({"what": what, "do": "install a CUDA build of torch: README, 'CPU or CUDA'"})
-    return {"threads": torch.get_num_threads(), "devices": devices}
+    return {"threads": torch.get_num_threads(), "devices": devices, "bfloat16": multiplies_bfloat16()}
 
 
 def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
@@ -147,6 +149,7 @@ def _print(facts: dict[str, Any]) -> None:
     row("memory", f"{machine['memory']} GiB, {machine['memory_free']} free")
     for device in torch["devices"]:
         row("device", device["name"] + (f", {device['memory']} GiB" if device["memory"] else ""))
+    row("bfloat16", "by the processor too" if torch["bfloat16"] else "slow on the processor: model.dtype=float32")
     row("cache", f"{cache['folder']}, {cache['disk_free']} GiB free (RECZERO_HOME moves it)")
     for kind in ("models", "data"):
         for name, there in cache[kind].items():

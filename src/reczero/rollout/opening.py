@@ -8,6 +8,7 @@ import torch
 
 from reczero.errors import UserError
 from reczero.files import read_json, write_json
+from reczero.machine import multiplies_bfloat16
 from reczero.models import PACKAGED, SHIPPED, load_policy
 from reczero.reasoning import Scale, Template
 from reczero.recipes import RolloutRecipe, load_recipe
@@ -61,11 +62,13 @@ def find(name: str) -> Found:
 
 
 def open_policy(name: str, scale: Scale | None = None, device: torch.device | None = None) -> Policy:
-    """The model of `find`, loaded. scale: of the ratings; by default the one it was trained for, else 1 to 5. Raises
-    UserError."""
+    """The model of `find`, loaded. scale: of the ratings; by default the one it was trained for, else 1 to 5. On a
+    processor that multiplies bfloat16 slowly its weights are widened to float32. Raises UserError."""
     found = find(name)
-    model, tokenizer = load_policy(found.place, dtype=found.dtype)
-    model.to(device or torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    narrow = device.type == "cpu" and found.dtype != "float32" and not multiplies_bfloat16()
+    model, tokenizer = load_policy(found.place, dtype="float32" if narrow else found.dtype)
+    model.to(device)
     template = Template(found.rollout.template, scale or found.scale or Scale())
     return Policy(model, tokenizer, template, found.rollout.guided, found.rollout.max_tokens)
 

@@ -30,7 +30,6 @@ _NAMES = {
     "completions/mean_length": "completion_tokens",
     "rating_abs_error": "rating_abs_error",
     "well_formed": "well_formed",
-    "mean_token_accuracy": "token_accuracy",
     "rating_loss": "rating_loss",
 }
 

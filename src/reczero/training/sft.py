@@ -1,6 +1,7 @@
 """Supervised fine-tuning on traces, by TRL's trainer: the loss is on the answer alone.
 
-What TRL lacks here: a rating's target may be a distribution, the teacher's belief, and may count more than text.
+What TRL lacks here: a rating's target may be a distribution, the teacher's belief, and may count more than text; and
+no scores of the whole vocabulary are made for the prompt, whose places have no loss (docs/log.md has what that saves).
 """
 
 import math
@@ -39,10 +40,10 @@ class Soft(NamedTuple):
 
 
 class PackedSFTTrainer(AtomicCheckpoints, SFTTrainer):
-    """TRL's, with the weights laid out for the CPU in every step.
+    """TRL's, with the weights laid out for the CPU in every step, and TRL's loss from the answers' places alone.
 
     Where its rows have `soft` targets (lists of `Soft`), these take the place of the text's tokens, and count
-    `rating_weight` times. Otherwise the loss is TRL's.
+    `rating_weight` times.
     """
 
     def __init__(self, *, rating_weight: float = 1.0, **kwargs):
@@ -58,11 +59,10 @@ class PackedSFTTrainer(AtomicCheckpoints, SFTTrainer):
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross entropies of all answers' places, summed, by the number of tokens of the step (as TRL's)."""
-        if "soft" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         labels = inputs["labels"][:, 1:]  # what the state before says
-        soft_row, soft_place, token = (inputs["soft"][:, i].long() for i in range(3))
-        soft_place, share = soft_place - 1, inputs["soft"][:, 3]
+        targets = inputs["soft"] if "soft" in inputs else torch.zeros(0, 4, device=labels.device)
+        soft_row, soft_place, token = (targets[:, i].long() for i in range(3))
+        soft_place, share = soft_place - 1, targets[:, 3]
         count = (labels != -100).sum()
         text = labels.clone()
         text[soft_row, soft_place] = -100
@@ -76,7 +76,8 @@ class PackedSFTTrainer(AtomicCheckpoints, SFTTrainer):
             call = {"input_ids": inputs["input_ids"], "attention_mask": inputs["attention_mask"], "use_cache": False}
             log_probs, soft = model(**call).logits[0].split([len(row), len(token)])
         rating = -(share * soft).sum()
-        self._metrics["train"]["rating_loss"].append(rating.item() / len(labels))
+        if len(targets):
+            self._metrics["train"]["rating_loss"].append(rating.item() / len(labels))
         loss = (self.rating_weight * rating - log_probs.sum()) / (
             count if num_items_in_batch is None else num_items_in_batch
         )
