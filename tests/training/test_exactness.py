@@ -106,7 +106,10 @@ def trainer_for(model, tokenizer, folder, guided=False, lora=False, rewards=rewa
     )  # fmt: skip
     template = Template(TemplateSettings("think", "brief", section_tokens=2), Scale())
     questions = [[{"role": "user", "content": f"Rate film {'x' * (i % 5)} {i}."}] for i in range(prompts)]
-    adapters = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    where = {"target_modules": "all-linear"}
+    if lora == "upper":
+        where = {"target_modules": ["q_proj", "down_proj"], "layers_to_transform": [2]}
+    adapters = LoraConfig(r=2, lora_alpha=8, task_type="CAUSAL_LM", **where) if lora else None
     rest = {"args": args, "reward_funcs": rewards, "train_dataset": Rows.from_dict({"prompt": questions})}
     rest |= {"processing_class": tokenizer, "peft_config": adapters}
     torch.manual_seed(5)
@@ -514,6 +517,26 @@ def test_a_run_with_adapters_follows_trls_own(tokenizer, tmp_path, dtype):
     """The reference is the model without them."""
     results, _ = both(tokenizer, tmp_path, "gemma3", lora=True, beta=0.2, dtype=dtype)
     follow(results, *((1e-6, 1e-6) if dtype == torch.float64 else (1e-4, 1e-3)))
+
+
+def test_a_run_with_adapters_on_upper_blocks_follows_trls_own_and_runs_the_lower_ones_in_rollouts_alone(
+    tokenizer, tmp_path, monkeypatch
+):
+    passes, packed = [], SharedPrefixGRPOTrainer._packed_log_probs
+
+    def log_probs(self, model, *args):
+        lower = self.policy.model.get_decoder().layers[1].self_attn
+        hook = lower.register_forward_hook(lambda *_: passes.append("lower"))
+        passes.append("reference" if not torch.is_grad_enabled() else "policy")
+        try:
+            return packed(self, model, *args)
+        finally:
+            hook.remove()
+
+    monkeypatch.setattr(SharedPrefixGRPOTrainer, "_packed_log_probs", log_probs)
+    results, (ours, _) = both(tokenizer, tmp_path, "qwen2-windows", lora="upper", beta=0.2)
+    assert ours.frozen_blocks == 2 and set(passes) == {"reference", "policy"}
+    follow(results, 1e-6, 1e-6)
 
 
 def test_answers_used_twice_follow_trls_own_without_another_forward_pass(tokenizer, tmp_path, monkeypatch):

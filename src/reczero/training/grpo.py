@@ -335,9 +335,11 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
         call |= {"logits_to_keep": torch.tensor(before, device=device, dtype=torch.long)}
         bare = self.accelerator.unwrap_model(model)
         with ExitStack() as stack:
-            if torch.is_grad_enabled() and self._states is not None and self._row is not None:
+            # The model without its adapter, which is the reference policy, has the same frozen blocks.
+            if self._states is not None and bare is self.policy.model:
                 known, skipped = self._states, self.frozen_blocks
-                prompts = [known.prompts[int(self._row[group[0]]) // self.num_generations] for group in rows]
+                firsts = np.cumsum([0, *map(len, rows[:-1])])
+                prompts = [known.prompts[numbers[first] // self.num_generations] for first in firsts]
                 states = [prompts[0][:common]] if common else []
                 states += [x[common:] for x in prompts]
                 states += [known.answer(i, places[a][-1]) for a, i in enumerate(numbers) if at[a] is not None]

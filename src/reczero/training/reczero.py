@@ -32,8 +32,9 @@ def reinforce(session: Session, stage: str, start: Path | None) -> None:
     policy = session.policy(start, learns=True)
     pace = Pace(recipe.evaluation.validation_steps, t.minutes, at_start=start is not None)
     session.optimise(
-        stage, key, policy, lambda: build_trainer(policy, session.parts["train"], recipe, run.path, stage), pace
-    )
+        stage, key, policy, lambda: build_trainer(policy, session.parts["train"], recipe, run.path, stage), pace,
+        start and start.name,
+    )  # fmt: skip
 
 
 def build_trainer(

@@ -206,10 +206,12 @@ class Session:
         text = json.dumps([*common, self.recipe.training.seed, *inputs], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def optimise(self, stage: str, key: str, policy: Policy, make: Callable[[], Trainer], pace: Pace) -> None:
+    def optimise(
+        self, stage: str, key: str, policy: Policy, make: Callable[[], Trainer], pace: Pace, start: str | None = None
+    ) -> None:
         """Trains from the last checkpoint of the stage, if any, and leaves the best model by validation in its folder.
 
-        make: builds the trainer of `policy`.
+        make: builds the trainer of `policy`. start: the stage whose model that is, and so whose validation holds for it.
         """
         journal = Journal(self.run.path / "metrics.jsonl", stage, writes=self.processes.main)
         checkpoint = self.run.last_checkpoint(stage)
@@ -224,6 +226,9 @@ class Session:
 
         def validate() -> dict[str, float]:
             nonlocal predicted
+            if start and trainer.state.global_step == 0:
+                predicted = pl.read_parquet(self.run.validation(start))
+                return self.run.info["stages"][start]["best_validation"]
             answering = policy
             if is_sharded(trainer.accelerator):
                 save_whole(trainer.accelerator, trainer.model_wrapped, policy, whole)
@@ -249,6 +254,7 @@ class Session:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
+            warnings.filterwarnings("ignore", message="Could not find a config file in")  # of a packaged base model
             trainer = make()
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
