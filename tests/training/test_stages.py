@@ -19,6 +19,7 @@ from reczero.recipes import Recipe, load_recipe
 from reczero.recipes.rows import prepared
 from reczero.rollout import Policy
 from reczero.teachers.traces import contexts_of, teach_rows
+from reczero.training.session import Session
 from reczero.training.sft import build_sft_trainer, epochs_order, tokens_of
 
 
@@ -50,8 +51,9 @@ def info(run):
     return json.loads((run / "run.json").read_text())
 
 
-def test_recone_from_a_table_to_a_report(recipe, tmp_path, capsys):
-    run = tmp_path / "run"
+def test_recone_from_a_table_to_a_report(recipe, tmp_path, capsys, monkeypatch):
+    run, asked, predictions = tmp_path / "run", [], Session.predictions
+    monkeypatch.setattr(Session, "predictions", lambda *a: asked.append(a[3]) or predictions(*a))
     assert main.run(["train", str(recipe), "--out", str(run)]) == 0
     said = capsys.readouterr()
     assert "kept at once" in said.err and "sft step 5 of 5" in said.err and "grpo step 4 of 4" in said.err
@@ -60,7 +62,8 @@ def test_recone_from_a_table_to_a_report(recipe, tmp_path, capsys):
     traces = pl.read_parquet(run / "traces" / "teach" / "traces.parquet")
     assert traces.height == 24 and traces["kept"].sum() > 12
     assert set(traces["first_verdict"]) == {"ends on the truth", "wrong rating"}
-    # Reinforcement starts from what SFT left: its first validation is SFT's best.
+    # Reinforcement starts from what SFT left: its first validation is SFT's best, and not made again.
+    assert asked.count("grpo") == sum("validation_mae" in line for line in lines(run, "grpo")) - 1
     stages = info(run)["stages"]
     assert lines(run, "grpo")[0] == {"step": 0, "validation_mae": stages["sft"]["best_validation"]["mae"]}
     assert stages["grpo"]["best_validation"]["mae"] <= stages["sft"]["best_validation"]["mae"]

@@ -27,8 +27,9 @@ def compare(
     model: Annotated[
         list[str] | None,
         typer.Option(
-            help="DATA: a language model: a run, a model folder, a hub name, smollm2-135m; or NAME=MODEL; or "
-            "NAME=RUN,RUN,... for the runs of several seeds, pooled. Repeatable.",
+            help="DATA: a language model: a run, a model folder, a hub name, smollm2-135m (untrained), "
+            "smollm2-135m-recone; or NAME=MODEL; or NAME=RUN,RUN,... for the runs of several seeds, pooled. "
+            "Repeatable.",
             show_default=False,
         ),
     ] = None,

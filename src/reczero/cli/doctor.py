@@ -109,7 +109,7 @@ def _torch(problems: list[dict[str, str]]) -> dict[str, Any]:
 def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
     from reczero.data import PUBLISHED
     from reczero.files import cache_dir
-    from reczero.models.packaged import PACKAGED, packaged_dir
+    from reczero.models.packaged import PACKAGED, SHIPPED, packaged_dir
 
     folder = cache_dir()
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
@@ -122,7 +122,8 @@ def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
     return {
         "folder": str(folder),
         "disk_free": round(free, 1),
-        "models": {name: (packaged_dir(name) / "config.json").is_file() for name in PACKAGED},
+        "models": {name: (packaged_dir(name) / "config.json").is_file() for name in PACKAGED}
+        | {name: True for name in SHIPPED},
         "data": {name: _holds_files(folder / "data" / name) for name in PUBLISHED},
     }
 

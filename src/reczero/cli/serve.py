@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from reczero.serving import Predictor
 
 ModelName = Annotated[
-    str, typer.Argument(help="A run, a model folder, a hub name or smollm2-135m.", show_default=False)
+    str,
+    typer.Argument(help="A run, a model folder, a hub name, smollm2-135m or smollm2-135m-recone.", show_default=False),
 ]
 Data = Annotated[
     str | None,
@@ -48,6 +49,8 @@ def serve(
     With RECZERO_API_KEY in the environment, clients must send it: Authorization: Bearer KEY. See docs/serving.md.
 
     Example: reczero serve runs/demo --data ml-100k --port 8000
+
+    Example: reczero serve smollm2-135m-recone (trained on films, and comes with the package)
     """
     from reczero.serving.listening import hold
 

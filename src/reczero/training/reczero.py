@@ -33,7 +33,7 @@ def reinforce(session: Session, stage: str, start: Path | None) -> None:
     pace = Pace(recipe.evaluation.validation_steps, t.minutes, at_start=start is not None)
     session.optimise(
         stage, key, policy, lambda: build_trainer(policy, session.parts["train"], recipe, run.path, stage), pace,
-        start and start.name,
+        start.name if start else None,
     )  # fmt: skip
 
 

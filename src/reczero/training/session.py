@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ class Session:
     ) -> None:
         """Trains from the last checkpoint of the stage, if any, and leaves the best model by validation in its folder.
 
-        make: builds the trainer of `policy`. start: the stage whose model that is, and so whose validation holds for it.
+        make: builds the trainer of `policy`. start: the stage whose model that is; then its validation holds for it.
         """
         journal = Journal(self.run.path / "metrics.jsonl", stage, writes=self.processes.main)
         checkpoint = self.run.last_checkpoint(stage)
@@ -254,8 +255,9 @@ class Session:
         with quiet(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
-            warnings.filterwarnings("ignore", message="Could not find a config file in")  # of a packaged base model
             trainer = make()
+            if isinstance(policy.model, PeftModel):  # which asks a hub for its base model's vocabulary otherwise
+                policy.model.save_pretrained = partial(policy.model.save_pretrained, save_embedding_layers=False)
             trainer.remove_callback(PrinterCallback)
             trainer.remove_callback(ProgressCallback)
             watch = Watch(journal, validate, keep, self.report, pace, self.processes)
