@@ -39,7 +39,7 @@ PACKAGED = {
         about="SmolLM2-135M-Instruct by Hugging Face, Apache-2.0, 4-bit weights widened to fp32",
     )
 }
-# Folders of adapters of a packaged model that were trained by a shipped recipe: none yet.
+# Folders of adapters of a packaged model that were trained by a shipped recipe; each has a model card, its README.md.
 SHIPPED = {path.parent.name: path.parent for path in Path(__file__).with_name("shipped").glob("*/adapter_config.json")}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

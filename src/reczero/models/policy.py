@@ -96,7 +96,7 @@ def export_adapter(run_model_dir: Path, out: Path) -> Path:
         raise UserError(f"{run_model_dir}: holds whole weights, no adapter; export it without --adapter")
     with atomic_dir(out, ours=ADAPTER) as folder:
         for name in (ADAPTER, "adapter_model.safetensors"):
-            shutil.copy2(run_model_dir / name, folder / name)
+            shutil.copyfile(run_model_dir / name, folder / name)  # which others may read, as what else is exported
     return out
 
 

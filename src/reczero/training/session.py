@@ -227,13 +227,12 @@ class Session:
 
         def validate() -> dict[str, float]:
             nonlocal predicted
+            if is_sharded(trainer.accelerator):
+                save_whole(trainer.accelerator, trainer.model_wrapped, policy, whole)
             if start and trainer.state.global_step == 0:
                 predicted = pl.read_parquet(self.run.validation(start))
                 return self.run.info["stages"][start]["best_validation"]
-            answering = policy
-            if is_sharded(trainer.accelerator):
-                save_whole(trainer.accelerator, trainer.model_wrapped, policy, whole)
-                answering = self.policy(whole)
+            answering = self.policy(whole) if is_sharded(trainer.accelerator) else policy
             predicted = self.predictions(answering, part, stage)
             return self.scores(predicted)
 
