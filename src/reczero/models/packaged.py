@@ -5,6 +5,7 @@ import io
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -56,7 +57,9 @@ def quiet() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)  # transformers and PEFT on each other's old names
+            yield
     finally:
         hub_logging.set_verbosity(hub_level)
         transformers_logging.set_verbosity(level)

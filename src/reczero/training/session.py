@@ -250,9 +250,7 @@ class Session:
                         policy.tokenizer.save_pretrained(folder)
             self.run.stage(stage, best_step=step, best_validation=validation)
 
-        # TRL and transformers remark on each other's old names, and draw a bar for every file they write.
         with quiet(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=FutureWarning)
             warnings.filterwarnings("ignore", message=".*rollout_func.*experimental.*")
             trainer = make()
             if isinstance(policy.model, PeftModel):  # which asks a hub for its base model's vocabulary otherwise
