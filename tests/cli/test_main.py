@@ -12,6 +12,7 @@ import typer
 from reczero.cli import doctor, main
 from reczero.errors import UserError
 from reczero.machine import multiplies_bfloat16
+from reczero.models import SHIPPED
 
 
 def commands(app: typer.Typer = main.app, prefix: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -82,7 +83,7 @@ def test_doctor(monkeypatch, tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["versions"]["torch"] and facts["machine"]["cores"] > 0 and facts["torch"]["devices"]
     assert facts["torch"]["bfloat16"] is multiplies_bfloat16()
-    assert facts["cache"]["models"] == {"smollm2-135m": False}
+    assert facts["cache"]["models"] == {"smollm2-135m": False} | dict.fromkeys(SHIPPED, True)
     assert not (tmp_path / "none").exists()  # looking makes nothing
     (tmp_path / "none").write_text("")  # now the cache cannot be made
     assert main.run(["doctor"]) == 0
