@@ -4,10 +4,6 @@ import ctypes
 import os
 import platform
 
-SLOW_BFLOAT16 = (
-    "this processor has no instructions for products in bfloat16, which take many times as long as in float32 here; "
-    "set model.dtype=float32"
-)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's mallopt(3)
 
 

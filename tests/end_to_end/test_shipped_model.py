@@ -39,16 +39,13 @@ def test_a_shipped_model_rates_what_is_liked_higher_than_what_is_not():
         for rating in (4, 1)
     )
     loved, hated = {"title": "A", "average": 4.4, "count": 200}, {"title": "B", "average": 2.0, "count": 200}
-    answers = predictor.predict_many(
-        [{"history": history, "item": item} for history in (generous, strict) for item in (loved, hated)]
-    )
+    requests = [{"history": history, "item": item} for history in (generous, strict) for item in (loved, hated)]
+    answers = predictor.predict_many(requests)
     assert all(answer.rating in {1, 2, 3, 4, 5} and answer.reasoning["match"] for answer in answers)
     assert all(np.isclose(sum(answer.distribution), 1) for answer in answers)
     best, low, middle, worst = (answer.expected for answer in answers)
     assert best > max(low, middle) and min(low, middle) > worst and best - worst > 1
     assert answers[0].rating >= 4 and answers[3].rating <= 2
-    assert answers == predictor.predict_many(
-        [{"history": history, "item": item} for history in (generous, strict) for item in (loved, hated)]
-    )
+    assert answers == predictor.predict_many(requests)
     nothing = predictor.predict(history=[], item={"title": "Nobody knows it"})  # all that is asked may be unknown
     assert nothing.rating in {2, 3, 4, 5}

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from reczero.machine import multiplies_bfloat16
+
 GIB = 1024**3
 ENOUGH_DISK = 3.0  # GiB: the packaged model as fetched and as converted, and a few checkpoints of it
 ENOUGH_MEMORY = 6.0  # GiB: the packaged model in fp32 with gradients, optimizer and activations
@@ -92,8 +94,6 @@ def _torch(problems: list[dict[str, str]]) -> dict[str, Any]:
     except (ImportError, OSError) as error:
         problems.append({"what": f"torch cannot be imported ({error})", "do": "see README, 'CPU or CUDA'"})
         return {"threads": None, "devices": [], "bfloat16": False}
-    from reczero.machine import multiplies_bfloat16
-
     devices = [{"name": "cpu", "memory": None}]
     for index in range(torch.cuda.device_count()):
         found = torch.cuda.get_device_properties(index)
@@ -123,7 +123,7 @@ def _cache(problems: list[dict[str, str]]) -> dict[str, Any]:
         "folder": str(folder),
         "disk_free": round(free, 1),
         "models": {name: (packaged_dir(name) / "config.json").is_file() for name in PACKAGED}
-        | {name: True for name in SHIPPED},
+        | dict.fromkeys(SHIPPED, True),
         "data": {name: _holds_files(folder / "data" / name) for name in PUBLISHED},
     }
 

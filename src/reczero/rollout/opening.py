@@ -66,8 +66,8 @@ def open_policy(name: str, scale: Scale | None = None, device: torch.device | No
     processor that multiplies bfloat16 slowly its weights are widened to float32. Raises UserError."""
     found = find(name)
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    narrow = device.type == "cpu" and found.dtype != "float32" and not multiplies_bfloat16()
-    model, tokenizer = load_policy(found.place, dtype="float32" if narrow else found.dtype)
+    widen = device.type == "cpu" and found.dtype != "float32" and not multiplies_bfloat16()
+    model, tokenizer = load_policy(found.place, dtype="float32" if widen else found.dtype)
     model.to(device)
     template = Template(found.rollout.template, scale or found.scale or Scale())
     return Policy(model, tokenizer, template, found.rollout.guided, found.rollout.max_tokens)

@@ -12,7 +12,7 @@ from reczero.evaluation.choice import rank
 from reczero.evaluation.compare import finish_comparison
 from reczero.evaluation.report import write_report
 from reczero.files import atomic_file, held, read_json
-from reczero.machine import SLOW_BFLOAT16, keep_freed_memory, multiplies_bfloat16
+from reczero.machine import keep_freed_memory, multiplies_bfloat16
 from reczero.recipes import Recipe, TeacherRecipe
 from reczero.recipes.rows import NothingToLearn, prepared, select, without_histories
 from reczero.rollout import Policy
@@ -62,7 +62,10 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
     size = sum(p.numel() for p in policy.model.parameters())
     say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
     if recipe.model.dtype == "bfloat16" and processes.device.type == "cpu" and not multiplies_bfloat16():
-        say(f"warning: {SLOW_BFLOAT16}")
+        say(
+            "warning: this processor has no instructions for products in bfloat16, which take many times as long as in "
+            "float32 here; set model.dtype=float32"
+        )
     if processes.count > 1:
         say(f"{processes.count} processes, {recipe.training.groups_per_step // processes.count} groups a step in each")
     known = run.info.get("data", {}).get("fingerprint")
