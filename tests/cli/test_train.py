@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from reczero.cli import main
-from reczero.recipes import shipped
+from reczero.recipes import load_recipe, shipped
 
 
 @pytest.fixture
@@ -118,7 +118,9 @@ def test_every_shipped_recipe_dry_runs(name, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main.run(["train", name, "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "steps of" in said and "method      re" in said and not list(tmp_path.iterdir())
+    method = load_recipe(name).method
+    assert f"method      {method}: " in said and not list(tmp_path.iterdir())
+    assert ("steps of" in said) == (method != "sft") and ("traces a step" in said) == (method != "reczero")
 
 
 @pytest.mark.parametrize(
