@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
@@ -27,7 +28,7 @@ from reczero.training.sft import build_sft_trainer
 GROUP, GROUPS, STEPS = 4, 4, 2
 LIMIT = 100  # seconds for all cases
 # Which of the groups of a step have a gradient: 2 and 1 (or 1 and 2), none and 2, none at all.
-USEFUL = {"uneven": [1, 1, 0, 1], "one idle": [0, 0, 1, 1], "all idle": [0, 0, 0, 0]}
+USEFUL = {"all": [1, 1, 1, 1], "uneven": [1, 1, 0, 1], "one idle": [0, 0, 1, 1], "all idle": [0, 0, 0, 0]}
 CASES = [
     # name, useful, loss, tokens_per_batch, trained layers
     ("as launched", "uneven", "grpo", 150, None),  # the first: nothing has set up the processes before
@@ -41,10 +42,15 @@ CASES = [
     ("float64", "uneven", "grpo", 150, None),
     ("lora", "uneven", "grpo", 150, None),
     ("gradient checkpointing", "uneven", "grpo", 150, None),
+    ("ratings weighed", "all", "grpo", 150, None),
 ]
 LORA = {"lora": {"rank": 4, "alpha": 8}}
-MODEL = {"lora": LORA, "gradient checkpointing": {"gradient_checkpointing": True}, "sft with lora": LORA}
-SFT = ["sft", "sft with lora"]
+MODEL = {
+    "lora": LORA, "gradient checkpointing": {"gradient_checkpointing": True}, "sft with lora": LORA,
+    "ratings weighed": LORA,
+}  # fmt: skip
+TRAINING = {"ratings weighed": {"rating": "expected", "kl": 0.5}}
+SFT = ["sft", "sft with lora", "sft on beliefs"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 # On CPUs its own way wants MPI; this one starts the processes as torchrun does.
 ACCELERATE = [
@@ -61,8 +67,15 @@ def recipe(name: str, loss: str = "grpo", tokens: int = 150) -> Recipe:
             "method": "reczero",
             "model": {"dtype": "float32"} | MODEL.get(name, {}),
             "rollout": {"guided": True, "max_tokens": 16, "group_size": GROUP, "template": template},
-            "training": {**training, "learning_rate": 0.1, "schedule": "constant", "stratify": True},
-            "sft": {"steps": STEPS, "traces_per_step": 4, "traces_per_batch": 2, "schedule": "constant"},
+            "training": {**training, "learning_rate": 0.1, "schedule": "constant", "stratify": True}
+            | TRAINING.get(name, {}),
+            "sft": {
+                "rating_weight": 3,
+                "steps": STEPS,
+                "traces_per_step": 4,
+                "traces_per_batch": 2,
+                "schedule": "constant",
+            },
         }
     )
 
@@ -85,14 +98,16 @@ def policy_of(folder: Path, made: Recipe, name: str = "") -> Policy:
 
 
 def make_answers(model_dir: Path) -> dict[str, list[dict]]:
-    """Answers to each prompt, of unequal length and with more than one rating."""
+    """Answers to each prompt, of unequal length and with more than one rating; how probable each was, too."""
     policy = policy_of(model_dir, recipe("answers"))
     prompts = [policy.encode(policy.template.messages(context)) for context in part().contexts]
-    drawn = policy.answer(prompts, GROUP, temperature=1.3, seed=0)
+    drawn = policy.answer(prompts, GROUP, temperature=1.3, seed=0, weigh=True)
     assert all(len({policy.read(c)[1].rating for c in answers}) > 1 for answers in drawn)
     assert len({len(c.tokens) for answers in drawn for c in answers}) > 4
     return {
-        str(prompt): [{"tokens": c.tokens, "chosen": c.chosen} for c in answers]
+        str(prompt): [
+            {"tokens": c.tokens, "chosen": c.chosen, "ratings": c.ratings, "rating_at": c.rating_at} for c in answers
+        ]
         for prompt, answers in zip(prompts, drawn, strict=True)
     }
 
@@ -148,12 +163,13 @@ def run(folder: Path, name: str) -> None:
 
 
 def imitate(folder: Path, name: str) -> None:
-    """The same for supervised fine-tuning, on answers of unequal length."""
+    """The same for supervised fine-tuning, on answers of unequal length, and with distributions for their ratings."""
     made, rows = recipe(name), part()
     policy = policy_of(folder / "model", made)
     sections = dict.fromkeys(("analyze_user", "analyze_item"), "Well.")
     texts = [policy.template.write(sections | {"match": "so " * (3 * i % 7)}, 1 + i % 5) for i in range(8)]
-    trainer = build_sft_trainer(policy, rows.contexts, texts, made, folder / name)
+    beliefs = np.random.default_rng(0).dirichlet(np.ones(5), len(texts)) if name == "sft on beliefs" else None
+    trainer = build_sft_trainer(policy, rows.contexts, texts, made, folder / name, beliefs)
     trainer.optimizer = torch.optim.SGD([p for p in trainer.model.parameters() if p.requires_grad], lr=0.1)
     start = {key: weight.detach().clone() for key, weight in policy.model.named_parameters()}
     trainer.train()
@@ -195,7 +211,7 @@ def test_two_processes_learn_what_one_does(runs, case):
     name, useful, _, tokens, _ = case
     one, first, second = results(runs, name, moves=useful != "all idle")
     for mine, theirs in zip(one["logged"], first["logged"], strict=True):
-        for key in ("loss", "reward", "reward_std", "grad_norm", "num_tokens"):
+        for key in ("loss", "reward", "reward_std", "grad_norm", "num_tokens", "rating_kl"):
             assert mine.get(key) == pytest.approx(theirs.get(key), abs=1e-5), (key, mine, theirs)
     groups = USEFUL[useful]
     most = max(sum(groups[:2]), sum(groups[2:]))  # of a process

@@ -107,6 +107,7 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
     ):  # fmt: skip
         self.policy, self.rating_rewards = policy, rating_rewards
         self._weighed: Weighed | None = None  # the ratings of the last rollout, where they are weighed
+        self._divergences: list[Tensor] = []  # of those of the batch under way, from the reference policy
         self.advantage_epsilon, self.tokens_per_batch = advantage_epsilon, tokens_per_batch
         self.skipped_groups = 0
         self._rewards: Tensor | None = None
@@ -210,6 +211,11 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             if len(new) == len(cut):
                 values[before.get(name, 0) :] = [_pooled(name, new, weights)]
         self._row = None
+        if self._weighed is not None and self.beta:
+            found = torch.cat([loss.new_zeros(0), *self._divergences])
+            self._divergences = []
+            of_all = self.accelerator.gather(torch.stack([found.sum(), found.new_tensor(len(found))])[None]).sum(0)
+            self._metrics["train"]["rating_kl"].append((of_all[0] / of_all[1].clamp(min=1)).item())
         return loss + total
 
     def _share(self, micro: dict, whole: dict) -> float:
@@ -386,7 +392,7 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             return log_probs
         gain, divergence = self._weighed.gain(of_ratings, rows, self.beta)
         if self.beta:
-            self._metrics["train"]["rating_kl"].append(divergence.mean().item())
+            self._divergences.append(divergence)
         return log_probs.index_put((places,), log_probs[places].detach() + gain - gain.detach())
 
 
