@@ -73,10 +73,11 @@ def _plan(recipe: "Recipe", folder: Path) -> None:
         f"policy      {recipe.model.name}, {recipe.model.dtype}, {_what_learns(recipe)}",
     ]
     if recipe.method != "reczero":
-        length = f"{recipe.sft.steps} steps" if recipe.sft.steps else f"{recipe.sft.epochs:g} epochs"
+        s = recipe.sft
+        length = f"{s.steps} steps" if s.steps else f"{s.epochs:g} epoch" + "s" * (s.epochs != 1)
         lines += [
             f"teacher     {recipe.teacher.traces or _teacher(recipe)}",
-            f"SFT         {length}, {recipe.sft.traces_per_step} traces a step",
+            f"SFT         {length}, {s.traces_per_step} traces a step",
         ]
     if recipe.method != "sft":
         lines += [
