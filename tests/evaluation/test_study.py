@@ -248,6 +248,14 @@ def test_a_folder_used_again_with_other_limits_says_what_a_fresh_one_says(table,
         assert used[key] == fresh[key], key
 
 
+def test_probes_are_of_rows_that_the_table_has(table, tiny_model_dir, tmp_path):
+    model, out = guided(tiny_model_dir, tmp_path / "m"), tmp_path / "out"
+    command = ["compare", str(table), "--model", f"m={model}", "--rows", "9", "--probe", "6", "--validation", "0"]
+    assert main.run([*command, "--rounds", "100", "--out", str(out)]) == 0
+    asked, probed = (pl.read_parquet(out / "predictions" / f"{name}.parquet") for name in ("m", "m@probes"))
+    assert set(probed["example_id"]) <= set(asked["example_id"]) and asked.height <= 9
+
+
 def test_another_model_or_file_of_the_same_name_is_asked_anew(data, table, tiny_model_dir, tmp_path):
     model = guided(tiny_model_dir, tmp_path / "m")
     command = ["compare", str(table), "--baseline", "global-median", "--validation", "0", "--rounds", "100", "--out"]

@@ -114,6 +114,8 @@ def test_overrides_reach_any_value():
         (b"method: reczero\nmodel: 3", "model"),
         (b"method: magic", "method: 'magic' is not allowed"),
         (b"method: reczero\ndata: {history: 3, min_context: 9}", "min_context 9"),
+        (b"method: iterate\nsft: {belief: 1}", "iterate have no beliefs"),
+        (b"method: recone\nsft: {belief: 1}\nteacher: {kind: policy}", "policy has no beliefs"),
         (b"method: reczero\ndata: {history: 3}\nrollout: {template: {history: 9}}", "rollout.template.history"),
     ],
 )

@@ -47,7 +47,15 @@ def loss_of(made, per: int = 4) -> float:
     return sum(made.compute_loss(made.model, part, num_items_in_batch=torch.tensor(count)).item() for part in parts)
 
 
-@pytest.mark.parametrize("scale", [Scale(), HALVES, Scale(1.0, 10.0)], ids=["digits", "halves", "tens"])
+SCALES = {
+    "digits": Scale(),
+    "halves": HALVES,
+    "tens": Scale(1.0, 10.0),
+    "nought to ten": Scale(0.0, 10.0),
+}  # 10 ends as 0
+
+
+@pytest.mark.parametrize("scale", SCALES.values(), ids=SCALES)
 def test_the_loss_is_the_cross_entropy_with_the_targets(scale, tiny_model_dir, tmp_path):
     policy = policy_on(tiny_model_dir, scale)
     contexts, texts, chances = material(policy)
@@ -117,9 +125,10 @@ def test_learning_ends_on_the_teachers_distribution(tiny_model_dir, tmp_path):
 
 def test_an_answer_that_ends_on_no_rating_is_told(tiny_model_dir):
     policy = policy_on(tiny_model_dir, Scale())
-    prompt, answer = tokens_of(policy, material(policy)[0][0], "<rate>7</rate>")
-    with pytest.raises(UserError, match="glues the rating"):
-        soft_targets(prompt, answer, policy.ratings, [0.2] * 5)
+    for rating in ("7", "3.5"):  # which ends as 5 does
+        prompt, answer = tokens_of(policy, material(policy)[0][0], f"<rate>{rating}</rate>")
+        with pytest.raises(UserError, match="none of the scale's"):
+            soft_targets(prompt, answer, policy.ratings, [0.2] * 5)
 
 
 def test_a_recipe_learns_from_the_writers_belief(table, tiny_model_dir, tmp_path, capsys):

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from peft import PeftModel
 
 from reczero.cli import main
 from reczero.data import Dataset, PrepareSettings, prepare
@@ -142,9 +143,15 @@ def test_sft_alone_and_on_ratings_without_reasoning_are_a_line_each(recipe, tmp_
     assert len(texts) == 24 and texts.str.contains(r"^<rate>[1-5]</rate>$").all()
 
 
-def test_lora_goes_on_learning_after_the_cold_start(recipe, tiny_model_dir, tmp_path):
-    run = tmp_path / "lora"
+def test_lora_goes_on_learning_after_the_cold_start(recipe, tiny_model_dir, tmp_path, capsys, monkeypatch):
+    run, asks_a_hub, save = tmp_path / "lora", [], PeftModel.save_pretrained
+    monkeypatch.setattr(
+        PeftModel,
+        "save_pretrained",
+        lambda *a, **k: asks_a_hub.append(k.get("save_embedding_layers", "auto") == "auto") or save(*a, **k),
+    )
     assert main.run(["train", str(recipe), "model.lora.rank=2", "--out", str(run)]) == 0
+    assert asks_a_hub and not any(asks_a_hub)
     from safetensors.torch import load_file
 
     sft, grpo = (load_file(run / "models" / name / "adapter_model.safetensors") for name in ("sft", "grpo"))
@@ -153,6 +160,11 @@ def test_lora_goes_on_learning_after_the_cold_start(recipe, tiny_model_dir, tmp_
     )
     base = json.loads((run / "model" / "adapter_config.json").read_text())["base_model_name_or_path"]
     assert base == str(tiny_model_dir)
+
+    above = tmp_path / "above"  # another adapter on top of it would be kept without it
+    for key in ("model.lora.rank=2", "training.kl=0.1"):
+        assert main.run(["train", str(recipe), f"model.name={run}/model", key, "--out", str(above)]) == 2
+        assert "is an adapter" in capsys.readouterr().err and not above.exists()
 
 
 def test_adapters_on_the_upper_blocks_alone(recipe, tmp_path):

@@ -15,6 +15,7 @@ from reczero.reasoning import Context, HistoryEntry, Item, Scale
 from reczero.recipes import Recipe
 from reczero.recipes.rows import Part
 from reczero.training.grpo import group_advantages
+from reczero.training.pipeline import require_what_later_stages_need
 from reczero.training.reczero import build_trainer
 from reczero.training.session import load
 from reczero.training.weighed import expected_advantages
@@ -131,6 +132,8 @@ def test_scales_whose_ratings_begin_alike_are_refused(tiny_model_dir, tmp_path):
     policy = load(made, Scale(0.5, 5.0, 0.5), CPU, learns=True)
     with pytest.raises(UserError, match="differ in their first token"):
         build_trainer(policy, rows(), made, tmp_path)
+    with pytest.raises(UserError, match="differ in their first token"):  # before a cold start is paid for, too
+        require_what_later_stages_need(made, policy)
     with pytest.raises(ValueError, match="temperature 1"):
         Recipe.model_validate(
             {"method": "reczero", "training": {"rating": "expected"}, "rollout": {"temperature": 0.5}}

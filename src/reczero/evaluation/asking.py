@@ -19,7 +19,7 @@ import numpy as np
 import polars as pl
 
 from reczero import __version__
-from reczero.data import Dataset
+from reczero.data import Dataset, spread
 from reczero.errors import UserError
 from reczero.files import atomic_file, write_json
 from reczero.reasoning import Fact, Scale
@@ -372,7 +372,7 @@ class Asking:
         return {f"{name}-mean-of-{count}": mean, f"{name}-median-of-{count}": median}
 
     def _probe(self, name: str, model: Entrant) -> None:
-        rows = self.data.examples(self.plan.split, where=self.enough, limit=self.plan.probe)
+        rows = spread(self.test.filter(self.main), self.plan.probe)
 
         def make() -> pl.DataFrame:
             return model.probed(rows, self.plan.seed, self._progress(name, "probes", rows.height * len(PROBES)))

@@ -1,9 +1,9 @@
 """Policies: from a hub, a local folder, or a small packaged model. No torch is imported before one is loaded."""
 
 from reczero.models.packaged import PACKAGED, SHIPPED, quiet, resolve_model
-from reczero.models.policy import export_adapter, export_model, load_policy, load_tokenizer, weights_mark
+from reczero.models.policy import ADAPTER, export_adapter, export_model, load_policy, load_tokenizer, weights_mark
 
 __all__ = [
-    "PACKAGED", "SHIPPED", "export_adapter", "export_model", "load_policy", "load_tokenizer", "quiet", "resolve_model",
-    "weights_mark",
+    "ADAPTER", "PACKAGED", "SHIPPED", "export_adapter", "export_model", "load_policy", "load_tokenizer", "quiet",
+    "resolve_model", "weights_mark",
 ]  # fmt: skip

@@ -253,6 +253,14 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _somebody_believes(self) -> "Recipe":
+        if self.sft.belief and self.method == "iterate":
+            raise ValueError("sft.belief: the rounds of method iterate have no beliefs; only the profile writer has")
+        if self.sft.belief and self.teacher.kind != "profile" and not self.teacher.traces:
+            raise ValueError(f"sft.belief: teacher.kind {self.teacher.kind} has no beliefs; only profile has")
+        return self
+
+    @model_validator(mode="after")
     def _shown_is_kept(self) -> "Recipe":
         for key in ("history", "opinions"):
             if (shown := getattr(self.rollout.template, key)) > self.data.history:

@@ -46,6 +46,15 @@ def group_advantages(rewards: Tensor, group_size: int, epsilon: float) -> Tensor
     return (centred / (groups.std(1, keepdim=True) + epsilon)).flatten().to(rewards.dtype)
 
 
+def require_weighing(policy: Policy) -> None:
+    """Raises UserError where ratings can't be weighed instead of drawn."""
+    if cannot_share(policy.model) or not policy.ratings.single:
+        raise UserError(
+            "training.rating: expected needs a model that can share prompts and a scale whose ratings differ in "
+            "their first token, such as 1 to 5; choose sampled."
+        )
+
+
 def in_batches(sizes: Sequence[int], most: int) -> list[list[int]]:
     """Which things, of these sizes and in their order, go together: no more than `most` in all, or a single one."""
     batches: list[list[int]] = []
@@ -120,11 +129,8 @@ class SharedPrefixGRPOTrainer(AtomicCheckpoints, GRPOTrainer):
             raise ValueError("entropies have no gradient here: entropy_coef and top_entropy_quantile are not supported")
         self._shares = cannot_share(policy.model) is None
         own = self._shares and not args.use_vllm
-        if rating_rewards and not (own and policy.ratings.single):
-            raise UserError(
-                "training.rating: expected needs a model that can share prompts and a scale whose ratings differ in "
-                "their first token, such as 1 to 5; choose sampled."
-            )
+        if rating_rewards:
+            require_weighing(policy)
         if rating_rewards and args.num_iterations * args.steps_per_generation > args.gradient_accumulation_steps:
             raise ValueError("rating_rewards: answers can be used for one optimizer step only")
         super().__init__(model=policy.model, rollout_func=_rollout if own else None, **kwargs)

@@ -13,11 +13,13 @@ from reczero.evaluation.compare import finish_comparison
 from reczero.evaluation.report import write_report
 from reczero.files import atomic_file, held, read_json
 from reczero.machine import keep_freed_memory, multiplies_bfloat16
+from reczero.models import ADAPTER, resolve_model
 from reczero.recipes import Recipe, TeacherRecipe
 from reczero.recipes.rows import NothingToLearn, prepared, select, without_histories
 from reczero.rollout import Policy
 from reczero.teachers.traces import contexts_of, kept, read_traces, teach_rows, traces_key, write_traces
 
+from .grpo import require_weighing
 from .processes import Processes, started
 from .reczero import reinforce
 from .run import Run
@@ -59,6 +61,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
         say(f"data: {data.name}, " + ", ".join(f"{part.examples.height:,} {name} rows" for name, part in parts.items()))
         session = Session(recipe, run, processes, data, parts, say, report, reuse)
         policy = session.policy()
+        require_what_later_stages_need(recipe, policy)
     size = sum(p.numel() for p in policy.model.parameters())
     say(f"policy: {recipe.model.name}, {size / 1e6:,.0f} million weights")
     if recipe.model.dtype == "bfloat16" and processes.device.type == "cpu" and not multiplies_bfloat16():
@@ -85,6 +88,19 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
         _all_stages(session)
     processes.part()
     return run
+
+
+def require_what_later_stages_need(recipe: Recipe, policy: Policy) -> None:
+    """Raises UserError before anything is paid for."""
+    base, reinforced = resolve_model(recipe.model.name), recipe.method != "sft"
+    above = recipe.model.lora or (recipe.training.kl and reinforced)
+    if above and isinstance(base, Path) and (base / ADAPTER).is_file():
+        raise UserError(
+            f"model.name: {recipe.model.name} is an adapter, which another one (model.lora) or a KL term would lose; "
+            "`reczero export` merges that of a run into a model of its own."
+        )
+    if reinforced and recipe.training.rating == "expected":
+        require_weighing(policy)
 
 
 def _all_stages(session: Session) -> None:

@@ -105,9 +105,13 @@ def soft_targets(
     several tokens long, each place's target is what the chances say of it, given the tokens before: on average over
     answers whose ratings are drawn by the chances that is the cross entropy with them.
     """
-    whole = next((n for n in ratings.numbers if tuple(answer[-1 - len(n) : -1]) == n), None)
+    ends = (n for n in ratings.numbers if tuple(answer[-1 - len(n) : -1]) == n)
+    whole = next((n for n in ends if ratings.due(answer[: -1 - len(n)])), None)  # 10 ends as 0 does
     if whole is None:
-        raise UserError("sft.belief, sft.rating_weight: this tokenizer glues the rating to what stands before it.")
+        raise UserError(
+            "sft.belief, sft.rating_weight: a trace's rating is none of the scale's, or the tokenizer glues it to what "
+            "stands before it."
+        )
     start = len(prompt) + len(answer) - 1 - len(whole)
     targets: list[Soft] = []
     for k in range(len(whole)):
@@ -216,6 +220,8 @@ def _chances(recipe: Recipe, traces: pl.DataFrame, scale: Scale) -> np.ndarray |
         raise UserError(
             "sft.belief: the traces hold no beliefs; teacher.kind=profile writes them where sft.belief is set."
         )
+    if (traces["belief"].list.len() != len(grid)).any():
+        raise UserError("sft.belief: the traces' beliefs are of another scale; have them written anew.")
     return s.belief * np.array(traces["belief"].to_list()) + (1 - s.belief) * truth
 
 
