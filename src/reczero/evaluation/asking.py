@@ -340,7 +340,7 @@ class Asking:
         called = name if part == "test" else f"{name}{OF}{part}"
 
         def make() -> pl.DataFrame:
-            progress = self._progress(name, part, rows.height)
+            progress = self._progress(name, self.plan.split if part == "test" else part, rows.height)
 
             def portion(start: int) -> pl.DataFrame:
                 part = rows[start : start + PORTION]
