@@ -91,7 +91,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, say: Say, report: Report, 
 
 
 def require_what_later_stages_need(recipe: Recipe, policy: Policy) -> None:
-    """Raises UserError before anything is paid for."""
+    """Raises UserError, before anything is paid for, for what a stage would refuse or lose hours later."""
     base, reinforced = resolve_model(recipe.model.name), recipe.method != "sft"
     above = recipe.model.lora or (recipe.training.kl and reinforced)
     if above and isinstance(base, Path) and (base / ADAPTER).is_file():
