@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from random_data import made
 
 from reczero.cli import main
@@ -281,6 +282,34 @@ def test_another_model_or_file_of_the_same_name_is_asked_anew(data, table, tiny_
     again = mae("--model", str(model))
     (tmp_path / "out" / "predictions" / "keys.json").write_text("[]")
     assert mae("--model", str(model)) == again
+
+
+def test_what_predict_wrote_in_parts_counts_as_the_model_itself(table, tiny_model_dir, tmp_path, capsys):
+    model = guided(tiny_model_dir, tmp_path / "m")
+    parts = [tmp_path / f"{number}.parquet" for number in (1, 2)]
+    for number, part in enumerate(parts, 1):
+        assert main.run(["predict", str(model), str(table), "--part", f"{number}/2", "-o", str(part)]) == 0
+    joined = tmp_path / "all.parquet"
+    assert main.run(["join", *map(str, parts), "-o", str(joined)]) == 0
+    command = ["compare", str(table), "--baseline", "global-median", "--rounds", "100", "--validation", "0", "--out"]
+    assert main.run([*command, str(tmp_path / "asked"), "--model", f"m={model}"]) == 0
+    assert main.run([*command, str(tmp_path / "given"), "--predictions", f"m={joined}"]) == 0
+    asked, given = (
+        pl.read_csv(tmp_path / name / "comparison.csv").drop("tokens", "seconds").sort("model")
+        for name in ("asked", "given")
+    )
+    assert {"m", "m-expected", "m-median"} <= set(asked["model"])
+    assert_frame_equal(asked, given)
+    # No validation rows can choose among its decodings, so that each is told apart.
+    assert set(pl.read_csv(tmp_path / "given" / "pairs.csv")["model"]) == {"m", "m-expected", "m-median"}
+    found = [json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("asked", "given")]
+    assert found[0]["calibration"] == found[1]["calibration"] and "m" in found[0]["calibration"]
+    # One that is none of this scale's is refused, and names the row.
+    wrong = pl.read_parquet(joined).with_columns(distribution=pl.col("distribution").list.head(3))
+    wrong.write_parquet(tmp_path / "wrong.parquet")
+    capsys.readouterr()
+    assert main.run([*command, str(tmp_path / "x"), "--predictions", f"m={tmp_path / 'wrong.parquet'}"]) == 2
+    assert "is not 5 probabilities" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["m-expected", "m-median", "m-mean-of-8", "m@run2", "m/x"])

@@ -78,3 +78,6 @@ def test_the_best_is_kept_and_a_resumed_stage_knows_it(tmp_path):
     assert kept == [1, 2, 3]
     assert train(4, 5, Pace(validation_steps=1, patience=2))  # two validations without a better one
     assert kept == [1, 2, 3]
+    answers += [validated(2.0, 0.5), validated(0.5, 1.0)]
+    assert not train(6, 7, Pace(validation_steps=1, keep_last=True))
+    assert kept == [1, 2, 3, 6, 7]

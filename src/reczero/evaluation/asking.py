@@ -35,6 +35,7 @@ COLLABORATIVE = ("biased-mf", "svd++", "item-knn", "user-knn")
 EXPECTED = "-expected"
 OF = "@"  # in the names of tables that are not an entry's own answers; no name may hold it
 FEW_ANSWERS = 0.5  # a smaller share of answers from outside is warned of
+SLACK = 1e-3  # by which a distribution from outside may miss a sum of 1
 PORTION = 512  # rows that a language model is asked before they are written
 _NAME = re.compile(r"[\w.+-]{1,100}")
 SLIM = (
@@ -70,8 +71,8 @@ class Plan:
 
     split: test; or validation, to choose by: then baselines are fitted on the training rows alone, and no other rows
     say how a model is decoded. models: name -> a language model, or its runs (seeds), which are pooled. baselines:
-    names of `baselines.NAMES`. given: name -> a table with example_id and prediction. only: example ids, where not all
-    rows are meant. rows: only so many of them, spread evenly over time.
+    names of `baselines.NAMES`. given: name -> a table as `read_predictions_file` makes it. only: example ids, where not
+    all rows are meant. rows: only so many of them, spread evenly over time.
     validation: rows that choose each model's decoding. refit: also fit collaborative baselines anew before each of so
     many stretches of the test period; 0 does not. tune: choose their settings on validation rows, and keep them.
     samples: sampled answers of each model whose mean and median are further decodings. probe: rows of the main table on
@@ -103,7 +104,8 @@ class Plan:
                 raise UserError(f"name {name!r}: letters, digits and . _ + - only, such as --predictions mine=FILE")
             if is_baseline(name) or is_baseline(f"{name}{MEDIAN}"):
                 raise UserError(f"name {name!r}: is a baseline's; choose another, such as --predictions mine=FILE")
-        for name in self.models:
+        weighed = [name for name, table in self.given.items() if "distribution" in table.columns]
+        for name in (*self.models, *weighed):
             made = re.compile(re.escape(name) + rf"({EXPECTED}|{MEDIAN}|-(mean|median)-of-\d+)")
             if other := next(filter(made.fullmatch, (*self.models, *self.given)), None):
                 raise UserError(f"name {other!r}: a decoding of {name} has it; choose another, such as mine=FILE")
@@ -166,10 +168,11 @@ class Asking:
         for name, runs in self.plan.models.items():
             self._ask_model(name, runs)
         for name, table in self.plan.given.items():
-            forecast = Forecast(self._sensible(name, align(self.test, table, name)))
-            key = self._keys[name] = _hash(forecast.prediction.tolist())
+            prediction = self._sensible(name, align(self.test, table, name))
+            forecast = Forecast(prediction, self._distribution(name, table, np.isfinite(prediction)))
+            key = self._keys[name] = _hash([None if part is None else part.tolist() for part in forecast])
             self._kept(name, key, self.test, partial(_as_table, self.test, forecast, name, "given", None))
-            self.entries[name] = Entry({name: forecast.prediction}, None, _costs(table))
+            self.entries[name] = Entry(decoded(name, forecast, self.scale), forecast.distribution, _costs(table))
         names = list(dict.fromkeys([*self.plan.baselines, FALLBACK]))
         kinds = {}
         for name in names:
@@ -211,6 +214,28 @@ class Asking:
             self._warn(
                 f"{name}: only {share:.0%} of the {self.plan.split} rows have an answer; all others count as failures"
             )
+        return given
+
+    def _distribution(self, name: str, table: pl.DataFrame, answered: np.ndarray) -> np.ndarray | None:
+        """What a table from outside tells of each rating's probability, (rows, ratings); None if it tells nothing, NaN
+        where a row has no answer. Raises UserError where an answer has none."""
+        if "distribution" not in table.columns or not table["distribution"].count():
+            return None
+        found = self.test.select("example_id").join(
+            table.select("example_id", "distribution"), on="example_id", how="left", maintain_order="left"
+        )
+        size = len(self.scale.grid())
+        given = np.full((len(answered), size), np.nan)
+        for place, (example, row) in enumerate(found.rows()):
+            if not answered[place]:
+                continue
+            sound = row is not None and len(row) == size and all(p is not None and 0 <= p <= 1 + SLACK for p in row)
+            if not sound or abs(sum(row) - 1) > SLACK:
+                raise UserError(
+                    f"predictions of {name}: the distribution of {example!r} is not {size} probabilities, one for each "
+                    f"rating from {self.scale.min:g} to {self.scale.max:g}, that sum to 1; mend or drop the column"
+                )
+            given[place] = row
         return given
 
     def _warn(self, text: str) -> None:

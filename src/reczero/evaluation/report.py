@@ -99,7 +99,7 @@ def _facts(recipe: Mapping[str, Any], info: Mapping[str, Any]) -> list[tuple[str
         ("method", recipe.get("method")),
         ("model", _setting(recipe, "model.name")),
         ("data", _setting(recipe, "data.dataset")),
-        ("best step", info.get("best_step")),
+        ("step kept", info.get("best_step")),
         ("time", _duration(info.get("seconds"))),
     ]
     candidates += [(label, _setting(recipe, path)) for path, label in _KEY_SETTINGS.items()]

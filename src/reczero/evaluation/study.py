@@ -71,11 +71,13 @@ class _Study(Asking):
         inside = {name: given[..., self.main] for name, given in answers.items()}
         self._check_leaks(main, inside, ours)
         self.say(f"{plan.rounds:,} draws of users for every interval")
-        # Of each model its number, and what validation chose: the fewer the pairs, the less must be corrected for.
+        # Of each model its number, and what validation chose: the fewer the pairs, the less must be corrected for. What
+        # comes from outside has no validation rows to choose by.
         chosen = {way for decoding in self.decoding.values() for way in decoding["best"].values()}
+        chosen |= {way for name in plan.given for way in self.entries[name].given}
         if plan.split == "validation":
             chosen = set(ours)  # here one chooses
-        tested = [name for name in ours if name in (*plan.models, *plan.given) or name in chosen]
+        tested = [name for name in ours if name in plan.models or name in chosen]
         pairs = self._pairs(main, {n: x for n, x in inside.items() if n not in ours or n in tested}, tested)
         if (least := 2 * pairs.height / (plan.rounds + 1)) > 0.05:  # the smallest p that Holm's correction can leave
             self._warn(

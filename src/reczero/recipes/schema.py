@@ -207,7 +207,12 @@ class TrainingRecipe(Section):
     )
     epochs: float = Field(1.0, gt=0, le=1e6)
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
-    minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
+    minutes: float | None = Field(None, gt=0, description="stop after the step that passes this")
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="the step that becomes the model: the best by validation, or the last, where what steps gain is "
+        "less than the chance in the validation rows",
+    )
     kl: float = Field(0.0, ge=0, description="weight of the KL term (beta)")
     clip: float = Field(0.2, gt=0)
     advantage_epsilon: float = Field(1e-6, gt=0, description="added to the group's standard deviation")

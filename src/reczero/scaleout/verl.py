@@ -123,6 +123,8 @@ def differences(recipe: Recipe) -> list[str]:
         told.append(f"model.lora.dropout: verl's FSDP engine has none; {m.lora.dropout:g} is left out")
     if rl and t.minutes or taught and s.minutes:
         told.append("minutes: verl has no time limit; the run ends with its steps")
+    if rl and t.keep == "last":
+        told.append("training.keep: evaluate.sh takes the checkpoint that is the best by validation")
     if taught and s.patience:
         told.append("sft.patience: SFT runs to its end and its last weights are taken, not the best by validation")
     for section, schedule in (("training", t.schedule if rl else ""), ("sft", s.schedule if taught else "")):

@@ -73,20 +73,22 @@ class Journal:
 class Pace:
     """When to validate, and when to stop: after `minutes`, or `patience` validations without a better one.
 
-    at_start: validate before the first step too; then a stage that never improves leaves the model as it was.
+    at_start: validate before the first step too; then a stage that never improves leaves the model as it was, unless
+    its last step is kept whatever validation says (keep_last).
     """
 
     validation_steps: int
     minutes: float | None = None
     patience: int | None = None
     at_start: bool = False
+    keep_last: bool = False
 
 
 class Watch(TrainerCallback):
     """Writes the journal, validates, keeps the best, stops in time, or when nothing is learned any more.
 
     validate: () -> {"mae", "rmse", "parse_rate", "mode_share"} of greedy predictions on the validation rows.
-    keep: called with the step when it is the best so far (`rank`).
+    keep: called with the step when it is the best so far (`rank`), or whenever the last is kept.
     report: told every line of the journal.
     """
 
@@ -164,7 +166,7 @@ class Watch(TrainerCallback):
         metrics = self.validate()
         line = {"step": step, **{f"validation_{name}": value for name, value in metrics.items()}}
         found = rank(metrics)
-        if not self.validated or found < min(self.validated):
+        if self.pace.keep_last or not self.validated or found < min(self.validated):
             self.keep(step, metrics)
         self.validated.append(found)
         self.journal.write(**line)

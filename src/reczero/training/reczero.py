@@ -21,7 +21,8 @@ from .session import SAMPLING, Session, new_adapter
 
 
 def reinforce(session: Session, stage: str, start: Path | None) -> None:
-    """GRPO from the model in folder `start`, or the recipe's own; then the starting model counts as a candidate too."""
+    """GRPO from the model in folder `start`, or the recipe's own; then the starting model is a candidate too, where
+    validation chooses."""
     recipe, run = session.recipe, session.run
     t, before = recipe.training, start and run.info["stages"][start.name]["key"]
     sampled = recipe.rollout.model_dump(mode="json", include=SAMPLING)
@@ -30,7 +31,7 @@ def reinforce(session: Session, stage: str, start: Path | None) -> None:
         return
     session.say(f"{stage}: GRPO, {t.groups_per_step} groups of {recipe.rollout.group_size} a step")
     policy = session.policy(start, learns=True)
-    pace = Pace(recipe.evaluation.validation_steps, t.minutes, at_start=start is not None)
+    pace = Pace(recipe.evaluation.validation_steps, t.minutes, at_start=start is not None, keep_last=t.keep == "last")
     session.optimise(
         stage, key, policy, lambda: build_trainer(policy, session.parts["train"], recipe, run.path, stage), pace,
         start.name if start else None,
