@@ -304,6 +304,10 @@ def test_what_predict_wrote_in_parts_counts_as_the_model_itself(table, tiny_mode
     assert set(pl.read_csv(tmp_path / "given" / "pairs.csv")["model"]) == {"m", "m-expected", "m-median"}
     found = [json.loads((tmp_path / name / "comparison.json").read_text()) for name in ("asked", "given")]
     assert found[0]["calibration"] == found[1]["calibration"] and "m" in found[0]["calibration"]
+    # The report shows what it wrote.
+    kept = [pl.read_parquet(tmp_path / name / "predictions" / "m.parquet") for name in ("asked", "given")]
+    for column in ("text", "reasoning"):
+        assert kept[0][column].to_list() == kept[1][column].to_list()
     # One that is none of this scale's is refused, and names the row.
     wrong = pl.read_parquet(joined).with_columns(distribution=pl.col("distribution").list.head(3))
     wrong.write_parquet(tmp_path / "wrong.parquet")

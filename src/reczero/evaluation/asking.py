@@ -170,8 +170,12 @@ class Asking:
         for name, table in self.plan.given.items():
             prediction = self._sensible(name, align(self.test, table, name))
             forecast = Forecast(prediction, self._distribution(name, table, np.isfinite(prediction)))
-            key = self._keys[name] = _hash([None if part is None else part.tolist() for part in forecast])
-            self._kept(name, key, self.test, partial(_as_table, self.test, forecast, name, "given", None))
+            written = table.select("example_id", *(c for c in ("reasoning", "text") if c in table.columns))
+            numbers = [None if part is None else part.tolist() for part in forecast]
+            key = self._keys[name] = _hash(numbers, written.columns, written.rows())
+            own = _as_table(self.test, forecast, name, "given", None)
+            own = own.join(written, on="example_id", how="left", maintain_order="left")
+            self._kept(name, key, self.test, own.clone)
             self.entries[name] = Entry(decoded(name, forecast, self.scale), forecast.distribution, _costs(table))
         names = list(dict.fromkeys([*self.plan.baselines, FALLBACK]))
         kinds = {}

@@ -20,10 +20,10 @@ _ASKS = "it takes a CSV, JSON lines or Parquet with the columns example_id and p
 
 
 def read_predictions_file(path: Path, fingerprint: str | None = None) -> pl.DataFrame:
-    """example_id (str) and prediction (float, null where a row has no number), and `tokens`, `seconds`, `distribution`
-    (a list of floats, null where a row has none; of JSON lines and Parquet only) if it tells them. A folder is read as
-    verl's `trainer.validation_data_dir`; then every test row that the launch asked has a row. fingerprint: of the data
-    set, which a launch must be of.
+    """example_id (str) and prediction (float, null where a row has no number); and, if it tells them, `tokens`,
+    `seconds`, `text` and, of JSON lines and Parquet, `distribution` (a list of floats, null where a row has none) and
+    `reasoning` (a struct of texts). A folder is read as verl's `trainer.validation_data_dir`; then every test row that
+    the launch asked has a row. fingerprint: of the data set, which a launch must be of.
 
     Raises UserError. A prediction that is no number is one row's failure, and no reason to refuse the others.
     """
@@ -59,13 +59,24 @@ def read_predictions_file(path: Path, fingerprint: str | None = None) -> pl.Data
         numbers = table.with_columns(text).select("example_id", pl.col(kept).cast(pl.Float64, strict=False))
         finite = [pl.when(pl.col(name).is_finite()).then(name).alias(name) for name in kept]
         given = numbers.select(pl.col("example_id").cast(pl.String), *finite)
-        if isinstance(table.schema.get("distribution"), pl.List | pl.Array):
-            given = given.with_columns(distribution=table["distribution"].cast(pl.List(pl.Float64)))
-        return given
+        return given.hstack([table[name].cast(kind) for name, kind in _told(table.schema).items()])
     except pl.exceptions.PolarsError as error:
         raise UserError(
             f"{path}: a column holds neither text nor numbers ({str(error).splitlines()[0]}); {_ASKS}"
         ) from error
+
+
+def _told(schema: pl.Schema) -> dict[str, pl.DataType]:
+    """The further columns of a file that are of a kind that can be used, and as what they are read."""
+    found: dict[str, pl.DataType] = {}
+    if isinstance(schema.get("distribution"), pl.List | pl.Array):
+        found["distribution"] = pl.List(pl.Float64())
+    if schema.get("text") == pl.String:
+        found["text"] = pl.String()
+    reasoning = schema.get("reasoning")
+    if isinstance(reasoning, pl.Struct) and all(field.dtype == pl.String for field in reasoning.fields):
+        found["reasoning"] = reasoning
+    return found
 
 
 def _from_json(path: Path) -> pl.DataFrame:
