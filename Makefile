@@ -18,8 +18,9 @@ demo: $(VENV)/.base  ## fetch data and model, train, compare, write runs/demo/re
 demo-recone: $(VENV)/.base  ## a cold start on a teacher's traces, then the same: runs/demo-recone/report.html
 	$(BIN)/reczero train recone --out runs/demo-recone --resume
 
+# A process for each core (at most four: some load the real model), each with one thread; a file's tests stay in one, and share what they made.
 test: $(VENV)/.all  ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # verl wants other versions than reczero, so its tests run in an environment of their own and ask reczero by its command.
 test-scaleout: $(VENV)/.base $(SCALEOUT)/.made  ## check what `reczero launch` writes by verl itself, and Ray

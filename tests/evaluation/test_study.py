@@ -308,6 +308,13 @@ def test_what_predict_wrote_in_parts_counts_as_the_model_itself(table, tiny_mode
     kept = [pl.read_parquet(tmp_path / name / "predictions" / "m.parquet") for name in ("asked", "given")]
     for column in ("text", "reasoning"):
         assert kept[0][column].to_list() == kept[1][column].to_list()
+    # A row of which nothing is told has its number alone.
+    some = pl.when(pl.int_range(pl.len()) % 2 == 0).then("distribution")
+    pl.read_parquet(joined).with_columns(distribution=some).write_parquet(tmp_path / "half.parquet")
+    assert main.run([*command, str(tmp_path / "half"), "--predictions", f"m={tmp_path / 'half.parquet'}"]) == 0
+    half = pl.read_csv(tmp_path / "half" / "comparison.csv")
+    assert all(row(half, "m")[figure] == row(given, "m")[figure] for figure in ("mae", "rmse", "parse_rate"))
+    assert 0.3 < row(half, "m-expected")["parse_rate"] < 0.7
     # One that is none of this scale's is refused, and names the row.
     wrong = pl.read_parquet(joined).with_columns(distribution=pl.col("distribution").list.head(3))
     wrong.write_parquet(tmp_path / "wrong.parquet")

@@ -1,10 +1,14 @@
 """Every shipped recipe loads; mistakes are told all at once, with the key, the value and what is allowed."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from reczero.data import PUBLISHED, Origin
 from reczero.errors import UserError
 from reczero.recipes import Recipe, load_recipe, shipped, to_yaml
+from reczero.recipes.keys import page
 
 NAMES = list(shipped())
 BENCHMARKS = ["amazon-book", "amazon-music", "yelp", "imdb"]
@@ -12,6 +16,15 @@ BENCHMARKS = ["amazon-book", "amazon-music", "yelp", "imdb"]
 
 def test_the_promised_recipes_are_shipped():
     assert {"quickstart", "reczero-7b", "reczero-1gpu", *BENCHMARKS} <= set(NAMES)
+
+
+def test_the_page_of_keys_is_what_the_code_says():
+    """Made anew by: python -m reczero.recipes.keys > docs/recipes.md"""
+    told = page()
+    assert (Path(__file__).parents[2] / "docs" / "recipes.md").read_text("utf-8") == told
+    rows = [re.split(r"(?<!\\)\|", line) for line in told.splitlines() if line.startswith("| `")]
+    assert all(len(row) == 6 and row[4].strip() for row in rows)  # each key is explained
+    assert {"`model.lora.rank`", "`rollout.template.facts`", "`training.keep`"} <= {row[1].strip() for row in rows}
 
 
 @pytest.mark.parametrize("name", NAMES)

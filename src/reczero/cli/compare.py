@@ -42,12 +42,15 @@ def compare(
     predictions: Annotated[
         list[str] | None,
         typer.Option(
-            help="DATA: NAME=FILE, a CSV, JSON lines or Parquet with example_id and prediction; or NAME=DIR, answers "
-            "that verl left in a folder of `reczero launch`. Repeatable.",
+            help="DATA: NAME=FILE, a CSV, JSON lines or Parquet with example_id and prediction (and distribution, as "
+            "`reczero predict` writes it); or NAME=DIR, answers that verl left in a folder of `reczero launch`. "
+            "Repeatable.",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="DATA: folder to write.", show_default="runs/compare-DATA")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="DATA: folder to write.", show_default="runs/compare-DATA, or …-validation")
+    ] = None,
     split: Annotated[
         Literal["test", "validation"],
         typer.Option(help="DATA: which rows; validation ones are for choosing, so that the test rows stay unread."),

@@ -9,7 +9,10 @@ import typer
 if TYPE_CHECKING:
     from reczero.data import Dataset
 
-app = typer.Typer(no_args_is_help=True, help="Get ratings, make examples of them, look at them.")
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Get ratings, make examples of them, look at them.\n\nExample: reczero data prepare ml-100k --out data/ml",
+)
 
 SHOWN_TOKENS = 200  # prompts that `data show` counts the tokens of
 

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from reczero.scaleout.launch import Launch
 
 
-app = typer.Typer(help="Take a recipe to a distributed engine.", no_args_is_help=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Take a recipe to a distributed engine.\n\nExample: reczero launch accelerate reczero-7b --gpus 8",
+)
 
 
 @app.command("verl")

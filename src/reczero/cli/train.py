@@ -66,6 +66,7 @@ def _plan(recipe: "Recipe", folder: Path) -> None:
     rows = recipe.data.train_examples
     steps: Any = t.steps or (int(rows * t.epochs / t.groups_per_step) if rows else "one epoch of")
     answers = t.groups_per_step * r.group_size
+    kept = "last step" if t.keep == "last" and recipe.method != "sft" else "best checkpoint"
     way = f"{'guided' if r.guided else 'free'} answers by {r.engine}, reward {t.reward}"
     lines = [
         f"method      {recipe.method}: {_stages(recipe)}",
@@ -85,7 +86,7 @@ def _plan(recipe: "Recipe", folder: Path) -> None:
             f"            {way}",
         ]
     lines += [
-        f"validation  {e.validation_examples} rows now and then; the best checkpoint is kept",
+        f"validation  {e.validation_examples} rows now and then; the {kept} is kept",
         f"test        {e.test_examples or 'all'} rows, untrained and trained",
         f"output      {folder}/",
     ]

@@ -222,7 +222,7 @@ class Asking:
 
     def _distribution(self, name: str, table: pl.DataFrame, answered: np.ndarray) -> np.ndarray | None:
         """What a table from outside tells of each rating's probability, (rows, ratings); None if it tells nothing, NaN
-        where a row has no answer. Raises UserError where an answer has none."""
+        where a row has no answer or none is told of it. Raises UserError for one that is no distribution."""
         if "distribution" not in table.columns or not table["distribution"].count():
             return None
         found = self.test.select("example_id").join(
@@ -231,9 +231,9 @@ class Asking:
         size = len(self.scale.grid())
         given = np.full((len(answered), size), np.nan)
         for place, (example, row) in enumerate(found.rows()):
-            if not answered[place]:
+            if not answered[place] or row is None:
                 continue
-            sound = row is not None and len(row) == size and all(p is not None and 0 <= p <= 1 + SLACK for p in row)
+            sound = len(row) == size and all(p is not None and 0 <= p <= 1 + SLACK for p in row)
             if not sound or abs(sum(row) - 1) > SLACK:
                 raise UserError(
                     f"predictions of {name}: the distribution of {example!r} is not {size} probabilities, one for each "

@@ -6,7 +6,7 @@ The four steps and their tags are the paper's (arXiv 2510.23077); `single` and `
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .context import Context, HistoryEntry, Item, Opinion, Standing
 from .neutralise import neutralise
@@ -52,21 +52,25 @@ _THINKING: dict[Variant, tuple[Section, ...]] = {
 }
 
 
+def _key(default: Any, description: str) -> Any:
+    return field(default=default, metadata={"description": description})
+
+
 @dataclass(frozen=True)
 class TemplateSettings:
     """What a recipe may choose (`rollout.template`). Limits are in characters of data text, or tokens of answer."""
 
-    variant: Variant = "think"
-    instructions: Literal["full", "brief"] = "full"
-    history: int = 10
-    opinions: int = 10
-    fields: tuple[Field, ...] = FIELDS
-    facts: tuple[Fact, ...] = ()  # numbers of the context's standing; with any, the item's average is the damped one
-    title_chars: int = 120
-    summary_chars: int = 200
-    description_chars: int = 400
-    review_chars: int = 400
-    section_tokens: int = 128
+    variant: Variant = _key("think", "the sections before the rating: think (three), single (one), direct (none)")
+    instructions: Literal["full", "brief"] = _key("full", "full describes the sections; brief only names them")
+    history: int = _key(10, "the user's newest ratings that the prompt shows")
+    opinions: int = _key(10, "the item's newest ratings by others that the prompt shows")
+    fields: tuple[Field, ...] = _key(FIELDS, "what is told of items and ratings, where it is known")
+    facts: tuple[Fact, ...] = _key((), "as-of numbers (docs/data.md); with any, the item's average is the damped one")
+    title_chars: int = _key(120, "longest title")
+    summary_chars: int = _key(200, "longest summary of a review")
+    description_chars: int = _key(400, "longest description")
+    review_chars: int = _key(400, "longest review")
+    section_tokens: int = _key(128, "longest section of a guided answer, in tokens")
 
     def __post_init__(self) -> None:
         least = {"history": 0, "opinions": 0}

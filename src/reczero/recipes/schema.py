@@ -1,4 +1,5 @@
-"""What a recipe may say. Every key has a default, a type and a line of explanation; unknown keys are mistakes."""
+"""What a recipe may say. Every key has a type and a line of explanation (docs/recipes.md), and all but a few a default;
+unknown keys are mistakes."""
 
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,11 @@ from reczero.reasoning import RewardName, TemplateSettings
 
 Positive = Annotated[int, Field(ge=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
+Schedule = Literal["constant", "linear", "cosine"]
+SCHEDULE = "of the learning rate after the warmup; linear and cosine fall to zero"
+WARMUP = "optimizer steps in which the learning rate rises from zero"
+CLIPPED = "longest gradient; a longer one is scaled down"
+SAVED = "a checkpoint, to go on from, every so many steps"
 
 
 class Section(BaseModel):
@@ -50,20 +56,23 @@ class DataRecipe(PrepareSettings):
 
 
 class Lora(Section):
-    rank: Positive = 16
-    alpha: Positive = 32
-    dropout: float = Field(0.0, ge=0, lt=1)
+    rank: Positive = Field(16, description="of the adapters' matrices")
+    alpha: Positive = Field(32, description="an adapter is weighed by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of an adapter's inputs that is dropped in training")
     targets: str | list[str] = Field("all-linear", description="module names, or all-linear")
 
 
 class ModelRecipe(Section):
-    name: str = Field("smollm2-135m", description="a hub name, a local folder, or smollm2-135m (packaged)")
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    name: str = Field(
+        "smollm2-135m",
+        description="a hub name, a folder, or by name smollm2-135m, smollm2-135m-sft, smollm2-135m-recone",
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = Field("bfloat16", description="of the weights")
     lora: Lora | None = Field(None, description="null trains the weights themselves")
     train_layers: Positive | None = Field(
         None, description="train only this many of the uppermost blocks, or their adapters; null for all"
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(False, description="less memory for a third more arithmetic")
 
     @model_validator(mode="after")
     def _listed(self) -> "ModelRecipe":
@@ -76,7 +85,7 @@ class RolloutRecipe(Section):
     template: TemplateSettings = TemplateSettings()
     guided: bool = Field(False, description="force the tags, bound the sections, allow only ratings on the scale")
     group_size: int = Field(8, ge=2, description="answers to each prompt (G)")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of sampled answers")
     max_tokens: Positive = Field(1024, description="longest answer; one that is cut off is malformed")
     engine: Literal["shared-prefix", "vllm"] = Field("shared-prefix", description="vllm needs a GPU, and free answers")
 
@@ -145,14 +154,14 @@ class TeacherRecipe(Section):
 class SftRecipe(Section):
     """Supervised fine-tuning on the traces; it ends when validation no longer gets better, or with the budget."""
 
-    learning_rate: float = Field(1e-5, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "linear"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(1e-5, gt=0, description="the highest, of AdamW")
+    schedule: Schedule = Field("linear", description=SCHEDULE)
+    warmup_steps: int = Field(0, ge=0, description=WARMUP)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description=CLIPPED)
     traces_per_step: Positive = Field(16, description="traces an optimizer step learns from, over all processes")
     traces_per_batch: Positive = Field(4, description="traces in one forward and backward pass; bounds memory")
-    epochs: float = Field(3.0, gt=0, le=1e6)
+    epochs: float = Field(3.0, gt=0, le=1e6, description="how often every trace is learned from")
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
     minutes: float | None = Field(None, gt=0, description="stop after the step that passes this; the best is kept")
     belief: float = Field(
@@ -162,7 +171,7 @@ class SftRecipe(Section):
     rating_weight: float = Field(1.0, gt=0, description="how many tokens of text the rating counts as in the loss")
     validation_steps: Positive = Field(20, description="validate every so many steps, and at the end")
     patience: Positive | None = Field(3, description="stop after this many validations without a better one")
-    save_steps: Positive = 50
+    save_steps: Positive = Field(50, description=SAVED)
 
     @model_validator(mode="after")
     def _divides(self) -> "SftRecipe":
@@ -174,9 +183,9 @@ class SftRecipe(Section):
 class IterateRecipe(Section):
     """Rounds of `method: iterate`: the best policy so far teaches the recipe's own model on new training rows."""
 
-    rounds: Positive = 2
+    rounds: Positive = Field(2, description="at most")
     samples: Positive = Field(8, description="answers to each example, of which those that end on the truth count")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of those answers")
     keep: Literal["first", "confident", "diverse"] = Field("confident", description="which of several good answers")
     min_gain: float = Field(
         0.0, ge=0, description="a round that lowers validation MAE by no more than this is the last"
@@ -188,12 +197,12 @@ class TrainingRecipe(Section):
     loss: Literal["grpo", "dr_grpo", "dapo", "bnpo"] = Field(
         "grpo", description="how tokens are averaged (TRL's names)"
     )
-    learning_rate: float = Field(2e-6, gt=0)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)
-    weight_decay: float = Field(0.0, ge=0)
-    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
-    max_grad_norm: float = Field(1.0, gt=0)
+    learning_rate: float = Field(2e-6, gt=0, description="the highest, of AdamW")
+    schedule: Schedule = Field("constant", description=SCHEDULE)
+    warmup_steps: int = Field(0, ge=0, description=WARMUP)
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    adam_betas: tuple[Beta, Beta] = Field((0.9, 0.999), description="of AdamW")
+    max_grad_norm: float = Field(1.0, gt=0, description=CLIPPED)
     rating: Literal["sampled", "expected"] = Field(
         "sampled",
         description="expected: learn at the rating from all of the scale by their probability, not from the drawn one",
@@ -205,7 +214,7 @@ class TrainingRecipe(Section):
     tokens_per_batch: Positive = Field(
         4096, description="most tokens in one forward and backward pass (a single group may be larger); bounds memory"
     )
-    epochs: float = Field(1.0, gt=0, le=1e6)
+    epochs: float = Field(1.0, gt=0, le=1e6, description="how often every training row is answered")
     steps: Positive | None = Field(None, description="stop after this many optimizer steps, whatever the epochs")
     minutes: float | None = Field(None, gt=0, description="stop after the step that passes this")
     keep: Literal["best", "last"] = Field(
@@ -214,11 +223,11 @@ class TrainingRecipe(Section):
         "less than the chance in the validation rows",
     )
     kl: float = Field(0.0, ge=0, description="weight of the KL term (beta)")
-    clip: float = Field(0.2, gt=0)
+    clip: float = Field(0.2, gt=0, description="how far a token's probability ratio may leave 1 (epsilon)")
     advantage_epsilon: float = Field(1e-6, gt=0, description="added to the group's standard deviation")
-    save_steps: Positive = 25
-    seed: int = Field(0, ge=0, le=2**32 - 1)
-    report_to: list[Literal["tensorboard", "wandb"]] = []
+    save_steps: Positive = Field(25, description=SAVED)
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="of the order of rows, of sampling and of new adapters")
+    report_to: list[Literal["tensorboard", "wandb"]] = Field([], description="where metrics go, beside metrics.jsonl")
 
 
 class EvaluationRecipe(Section):
@@ -240,7 +249,7 @@ class Recipe(Section):
     and then GRPO; iterate goes on in rounds with its own policy as the teacher.
     """
 
-    method: Method
+    method: Method = Field(description="which stages: docs/teachers.md")
     data: DataRecipe = DataRecipe()  # pyright: ignore[reportCallIssue]
     model: ModelRecipe = ModelRecipe()
     rollout: RolloutRecipe = RolloutRecipe()
