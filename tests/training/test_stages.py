@@ -143,6 +143,20 @@ def test_sft_alone_and_on_ratings_without_reasoning_are_a_line_each(recipe, tmp_
     assert len(texts) == 24 and texts.str.contains(r"^<rate>[1-5]</rate>$").all()
 
 
+def test_the_last_step_is_kept_where_the_recipe_says_so(recipe, tmp_path, capsys):
+    still = ["training.learning_rate=1e-12"]  # nothing is gained, so validation keeps step 0
+    assert main.run(["train", str(recipe), *still, "--out", str(tmp_path / "best")]) == 0
+    assert info(tmp_path / "best")["best_step"] == 0
+    last = [*still, "training.keep=last"]
+    assert (
+        main.run(["train", str(recipe), *last, "--reuse", str(tmp_path / "best"), "--out", str(tmp_path / "last")]) == 0
+    )
+    assert info(tmp_path / "last")["best_step"] == 4
+    capsys.readouterr()
+    assert main.run(["train", str(recipe), *last, "--dry-run"]) == 0
+    assert "the last step is kept" in capsys.readouterr().out
+
+
 def test_lora_goes_on_learning_after_the_cold_start(recipe, tiny_model_dir, tmp_path, capsys, monkeypatch):
     run, asks_a_hub, save = tmp_path / "lora", [], PeftModel.save_pretrained
     monkeypatch.setattr(

@@ -168,15 +168,7 @@ class Asking:
         for name, runs in self.plan.models.items():
             self._ask_model(name, runs)
         for name, table in self.plan.given.items():
-            prediction = self._sensible(name, align(self.test, table, name))
-            forecast = Forecast(prediction, self._distribution(name, table, np.isfinite(prediction)))
-            written = table.select("example_id", *(c for c in ("reasoning", "text") if c in table.columns))
-            numbers = [None if part is None else part.tolist() for part in forecast]
-            key = self._keys[name] = _hash(numbers, written.columns, written.rows())
-            own = _as_table(self.test, forecast, name, "given", None)
-            own = own.join(written, on="example_id", how="left", maintain_order="left")
-            self._kept(name, key, self.test, own.clone)
-            self.entries[name] = Entry(decoded(name, forecast, self.scale), forecast.distribution, _costs(table))
+            self._take(name, table)
         names = list(dict.fromkeys([*self.plan.baselines, FALLBACK]))
         kinds = {}
         for name in names:
@@ -204,6 +196,21 @@ class Asking:
                 stored[name] = self._tune(kind)
             self.settings[name] = stored.get(name, {})
             self._ask_baseline(name, kind)
+
+    def _take(self, name: str, table: pl.DataFrame) -> None:
+        """What was predicted elsewhere, and the reasoning for the report where the table tells it."""
+        prediction = self._sensible(name, align(self.test, table, name))
+        forecast = Forecast(prediction, self._distribution(name, table, np.isfinite(prediction)))
+        written = table.select("example_id", *(c for c in ("reasoning", "text") if c in table.columns))
+
+        def make() -> pl.DataFrame:
+            own = _as_table(self.test, forecast, name, "given", None)
+            return own.join(written, on="example_id", how="left", maintain_order="left")
+
+        numbers = [None if part is None else part.tolist() for part in forecast]
+        key = self._keys[name] = _hash(numbers, written.columns, written.rows())
+        self._kept(name, key, self.test, make)
+        self.entries[name] = Entry(decoded(name, forecast, self.scale), forecast.distribution, _costs(table))
 
     def _sensible(self, name: str, given: np.ndarray) -> np.ndarray:
         """Numbers from outside, (rows,): what is further from the scale than it is wide is no answer. Warns of

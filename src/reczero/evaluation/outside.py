@@ -69,7 +69,10 @@ def read_predictions_file(path: Path, fingerprint: str | None = None) -> pl.Data
 def _told(schema: pl.Schema) -> dict[str, pl.DataType]:
     """The further columns of a file that are of a kind that can be used, and as what they are read."""
     found: dict[str, pl.DataType] = {}
-    if isinstance(schema.get("distribution"), pl.List | pl.Array):
+    distribution = schema.get("distribution")
+    if isinstance(distribution, pl.List | pl.Array) and (
+        distribution.inner.is_numeric() or distribution.inner == pl.Null
+    ):
         found["distribution"] = pl.List(pl.Float64())
     if schema.get("text") == pl.String:
         found["text"] = pl.String()
